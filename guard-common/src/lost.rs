@@ -1,0 +1,58 @@
+/// Why a program could not report something: the index into the array
+/// of counters that every CPU has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum LostReason {
+    /// The ring buffer had no room: the reader is too slow.
+    RingFull = 0,
+    /// Too many listeners left LISTEN and are still open: a release will go unreported.
+    ClosingFull = 1,
+    /// Too many owners: the exit of one will go unreported.
+    OwnersFull = 2,
+    /// A socket's network namespace could not be read, so nobody knows
+    /// whether its port is watched there.
+    ReadNetns = 3,
+    /// A socket's addresses or cookie could not be read; the event was sent without.
+    ReadSocket = 4,
+    /// A task's exit status or thread count could not be read; the exit was
+    /// reported without status.
+    ReadTask = 5,
+}
+
+impl LostReason {
+    /// Every reason, in the order of its index.
+    pub const ALL: [Self; 6] = [
+        Self::RingFull,
+        Self::ClosingFull,
+        Self::OwnersFull,
+        Self::ReadNetns,
+        Self::ReadSocket,
+        Self::ReadTask,
+    ];
+
+    /// The index into the counters.
+    #[inline(always)]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// A word for logs and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RingFull => "ring_full",
+            Self::ClosingFull => "closing_full",
+            Self::OwnersFull => "owners_full",
+            Self::ReadNetns => "read_netns",
+            Self::ReadSocket => "read_socket",
+            Self::ReadTask => "read_task",
+        }
+    }
+}
+
+const _: () = {
+    let mut index = 0;
+    while index < LostReason::ALL.len() {
+        assert!(LostReason::ALL[index].index() == index);
+        index += 1;
+    }
+};

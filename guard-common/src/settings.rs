@@ -1,0 +1,65 @@
+use core::mem::{offset_of, size_of};
+
+/// Everything that is fixed before the programs are loaded: the value of one
+/// read-only global, so the verifier knows it and drops what cannot happen.
+///
+/// Offsets are in bytes and come from the running kernel: `ctx_` offsets into
+/// a tracepoint's record from tracefs, the others from its BTF. 0 means that
+/// the kernel does not tell; no member that is used here lies at 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Device number of the guard's PID namespace; see `pidns_ino`.
+    pub pidns_dev: u64,
+    /// Inode number of the guard's PID namespace, or 0 when it is the initial
+    /// one and the kernel's own numbers are the guard's.
+    pub pidns_ino: u64,
+    /// `inet_sock_set_state`: 1 or 2, the size of its `protocol` field.
+    pub ctx_protocol_size: u32,
+    /// `inet_sock_set_state`: `saddr_v6`.
+    pub ctx_state_local: u32,
+    /// `inet_sock_set_state`: `daddr_v6`.
+    pub ctx_state_remote: u32,
+    /// `tcp_destroy_sock`: `family`, which older kernels do not have.
+    pub ctx_destroy_family: u32,
+    /// `tcp_destroy_sock`: `saddr_v6`.
+    pub ctx_destroy_local: u32,
+    /// `tcp_destroy_sock`: `daddr_v6`.
+    pub ctx_destroy_remote: u32,
+    /// `tcp_destroy_sock`: `sock_cookie`.
+    pub ctx_destroy_cookie: u32,
+    /// `sched_process_exit`: `group_dead` (since 6.16).
+    pub ctx_group_dead: u32,
+    /// `struct sock` → pointer to `struct net`.
+    pub sock_net: u32,
+    /// `struct sock` → 64-bit cookie.
+    pub sock_cookie: u32,
+    /// `struct net` → inode number.
+    pub net_inum: u32,
+    /// `struct task_struct` → pointer to `struct signal_struct`.
+    pub task_signal: u32,
+    /// `struct task_struct` → pointer to the thread group leader's `struct task_struct`.
+    pub task_leader: u32,
+    /// `struct task_struct` → exit code.
+    pub task_exit_code: u32,
+    /// `struct signal_struct` → number of threads alive.
+    pub signal_live: u32,
+    /// `struct signal_struct` → flags.
+    pub signal_flags: u32,
+    /// `struct signal_struct` → exit code of the group.
+    pub signal_exit_code: u32,
+    /// 1 when the release of a socket is observed: only then are listeners
+    /// that leave LISTEN remembered.
+    pub observe_release: u8,
+    /// 1 when the exit of owners is observed: only then are they remembered.
+    pub observe_exit: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+const _: () = assert!(size_of::<Settings>() == 88);
+const _: () = assert!(offset_of!(Settings, ctx_protocol_size) == 16);
+const _: () = assert!(offset_of!(Settings, sock_net) == 48);
+const _: () = assert!(offset_of!(Settings, task_signal) == 60);
+const _: () = assert!(offset_of!(Settings, observe_release) == 84);
+const _: () = assert!(offset_of!(Settings, pad) == 86);

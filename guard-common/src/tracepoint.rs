@@ -1,0 +1,87 @@
+//! The tracepoint fields that the programs load at fixed places.
+//!
+//! Only what the filters need has a fixed place: such a field is one load
+//! instruction. The guard compares this table with tracefs `format` before it
+//! attaches anything. Fields that matter only for an event that will be sent
+//! are read through offsets in [`Settings`](crate::Settings), so their place
+//! may differ between kernels.
+
+/// A field of a tracepoint's record, as tracefs `format` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// Name.
+    pub name: &'static str,
+    /// Offset from the beginning of the record, in bytes.
+    pub offset: usize,
+    /// Size in bytes.
+    pub size: usize,
+}
+
+impl Field {
+    const fn new(name: &'static str, offset: usize, size: usize) -> Self {
+        assert!(offset.is_multiple_of(size), "the verifier refuses unaligned context loads");
+        Self { name, offset, size }
+    }
+}
+
+/// A tracepoint and the fields that its program loads directly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Folder below `events` in tracefs.
+    pub category: &'static str,
+    /// Folder below the category.
+    pub name: &'static str,
+    /// The fields.
+    pub fields: &'static [Field],
+}
+
+/// `sock:inet_sock_set_state`, since 4.16.
+pub mod inet_sock_set_state {
+    use super::{Event, Field};
+
+    /// Address of the `struct sock`.
+    pub const SKADDR: Field = Field::new("skaddr", 8, 8);
+    /// State left.
+    pub const OLDSTATE: Field = Field::new("oldstate", 16, 4);
+    /// State about to be entered.
+    pub const NEWSTATE: Field = Field::new("newstate", 20, 4);
+    /// Local port, host byte order.
+    pub const SPORT: Field = Field::new("sport", 24, 2);
+    /// Remote port, host byte order.
+    pub const DPORT: Field = Field::new("dport", 26, 2);
+    /// Address family.
+    pub const FAMILY: Field = Field::new("family", 28, 2);
+    /// `IPPROTO_`; one byte on older kernels and two on newer ones: its size is a setting.
+    pub const PROTOCOL_OFFSET: usize = 30;
+
+    /// The table.
+    pub const EVENT: Event = Event {
+        category: "sock",
+        name: "inet_sock_set_state",
+        fields: &[SKADDR, OLDSTATE, NEWSTATE, SPORT, DPORT, FAMILY],
+    };
+}
+
+/// `tcp:tcp_destroy_sock`, since 4.16.
+pub mod tcp_destroy_sock {
+    use super::{Event, Field};
+
+    /// Address of the `struct sock`.
+    pub const SKADDR: Field = Field::new("skaddr", 8, 8);
+    /// Local port, host byte order.
+    pub const SPORT: Field = Field::new("sport", 16, 2);
+    /// Remote port, host byte order.
+    pub const DPORT: Field = Field::new("dport", 18, 2);
+
+    /// The table.
+    pub const EVENT: Event =
+        Event { category: "tcp", name: "tcp_destroy_sock", fields: &[SKADDR, SPORT, DPORT] };
+}
+
+/// `sched:sched_process_exit`.
+pub mod sched_process_exit {
+    use super::Event;
+
+    /// Nothing at a fixed place: the program asks helpers about the current task.
+    pub const EVENT: Event = Event { category: "sched", name: "sched_process_exit", fields: &[] };
+}

@@ -1,0 +1,107 @@
+//! `sched:sched_process_exit`: a thread exits; its descriptors are still open.
+
+use aya_ebpf::helpers::bpf_get_current_task;
+use aya_ebpf::macros::tracepoint;
+use aya_ebpf::programs::TracePointContext;
+use guard_common::{EXIT_STATUS_KNOWN, ExitEvent, KIND_EXITED, LostReason};
+
+use crate::emit::{emit, header};
+use crate::settings::{known, setting};
+use crate::skip::{Skip, count, settle};
+use crate::socket::read;
+use crate::{current, maps};
+
+/// `SIGNAL_GROUP_EXIT` of `include/linux/sched/signal.h`: the whole group was
+/// told to exit, and its exit code is the group's.
+const SIGNAL_GROUP_EXIT: u32 = 0x4;
+
+#[tracepoint]
+fn pg_process_exit(ctx: TracePointContext) {
+    settle(try_process_exit(&ctx));
+}
+
+#[inline(always)]
+fn try_process_exit(ctx: &TracePointContext) -> Result<(), Skip> {
+    let Some(ids) = current::ids() else {
+        return Err(Skip::Unrelated);
+    };
+    // SAFETY: only the presence matters.
+    if unsafe { maps::OWNERS.get(ids.tgid) }.is_none() || !group_is_dead(ctx, &ids) {
+        return Err(Skip::Unrelated);
+    }
+    // Two last threads may both find that nobody is alive: the one that takes
+    // the entry out speaks for the group.
+    if maps::OWNERS.remove(ids.tgid).is_err() {
+        return Err(Skip::Unrelated);
+    }
+    let status = wait_status();
+    emit(ExitEvent {
+        header: header::<ExitEvent>(KIND_EXITED),
+        tgid: ids.tgid,
+        status: status.unwrap_or(0),
+        flags: if status.is_some() { EXIT_STATUS_KNOWN } else { 0 },
+        pad: 0,
+        comm: current::comm(),
+    })?;
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(ctx, "tgid {} exits, status {}", ids.tgid, status.unwrap_or(-1));
+    Ok(())
+}
+
+/// Whether no thread of the current thread's group is alive any more.
+///
+/// Where neither tracefs nor BTF tells, the leader stands for the group; it may
+/// exit before the others do.
+#[inline(always)]
+fn group_is_dead(ctx: &TracePointContext, ids: &current::Ids) -> bool {
+    use aya_ebpf::EbpfContext as _;
+
+    if let Some(offset) = known(setting!(ctx_group_dead)) {
+        if let Ok(dead) = read::<u8>(ctx.as_ptr() as u64, offset) {
+            return dead != 0;
+        }
+        count(LostReason::ReadTask);
+    } else if let Some(offset) = known(setting!(signal_live)) {
+        if let Some(live) = signal().and_then(|signal| read::<i32>(signal, offset).ok()) {
+            return live == 0;
+        }
+        count(LostReason::ReadTask);
+    }
+    ids.pid == ids.tgid
+}
+
+/// The status word that `wait(2)` will report: the group's exit code once the
+/// group was told to exit (a fatal signal, `exit_group`, and since 5.17 the last
+/// thread's own exit), else the leader's. The kernel's `wait_task_zombie()`
+/// chooses in the same way.
+#[inline(always)]
+fn wait_status() -> Option<i32> {
+    let flags_offset = known(setting!(signal_flags))?;
+    let group_offset = known(setting!(signal_exit_code))?;
+    let leader_offset = known(setting!(task_leader))?;
+    let code_offset = known(setting!(task_exit_code))?;
+    let status = (|| {
+        let signal = signal()?;
+        if read::<u32>(signal, flags_offset).ok()? & SIGNAL_GROUP_EXIT != 0 {
+            return read::<i32>(signal, group_offset).ok();
+        }
+        let leader: u64 = read(current_task(), leader_offset).ok()?;
+        read::<i32>(leader, code_offset).ok()
+    })();
+    if status.is_none() {
+        count(LostReason::ReadTask);
+    }
+    status
+}
+
+/// The current task's `struct signal_struct`, shared by its thread group.
+#[inline(always)]
+fn signal() -> Option<u64> {
+    read(current_task(), known(setting!(task_signal))?).ok()
+}
+
+#[inline(always)]
+fn current_task() -> u64 {
+    // SAFETY: the helper has no requirements.
+    unsafe { bpf_get_current_task() }
+}

@@ -1,0 +1,49 @@
+use guard_common::Settings;
+
+/// The values are the guard's; these stand for "this kernel tells nothing".
+#[unsafe(no_mangle)]
+static SETTINGS: Settings = Settings {
+    pidns_dev: 0,
+    pidns_ino: 0,
+    ctx_protocol_size: 2,
+    ctx_state_local: 0,
+    ctx_state_remote: 0,
+    ctx_destroy_family: 0,
+    ctx_destroy_local: 0,
+    ctx_destroy_remote: 0,
+    ctx_destroy_cookie: 0,
+    ctx_group_dead: 0,
+    sock_net: 0,
+    sock_cookie: 0,
+    net_inum: 0,
+    task_signal: 0,
+    task_leader: 0,
+    task_exit_code: 0,
+    signal_live: 0,
+    signal_flags: 0,
+    signal_exit_code: 0,
+    observe_release: 0,
+    observe_exit: 0,
+    pad: [0; 2],
+};
+
+/// One setting. A macro, so that only this field is read.
+macro_rules! setting {
+    ($field:ident) => {
+        // SAFETY: a field of an initialized static. The read is volatile because the
+        // loader replaces the value that the compiler sees.
+        unsafe { core::ptr::read_volatile(&raw const (*$crate::settings::address()).$field) }
+    };
+}
+pub(crate) use setting;
+
+#[inline(always)]
+pub(crate) fn address() -> *const Settings {
+    &raw const SETTINGS
+}
+
+/// An offset setting, or `None` where the kernel does not tell.
+#[inline(always)]
+pub(crate) fn known(offset: u32) -> Option<usize> {
+    if offset == 0 { None } else { Some(offset as usize) }
+}

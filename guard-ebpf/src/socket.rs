@@ -1,0 +1,94 @@
+//! What is read of a socket beyond the filters' fields.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use guard_common::LostReason;
+
+use crate::settings::{known, setting};
+use crate::skip::{Skip, count};
+
+/// Loads a field of the tracepoint's record at a place that the verifier sees
+/// as a constant.
+///
+/// # Safety
+///
+/// The record has a field of type `T` at `OFFSET`: the guard compared both with
+/// the running kernel before it attached the program.
+#[inline(always)]
+pub(crate) unsafe fn field<T: Copy, const OFFSET: usize>(ctx: &impl EbpfContext) -> T {
+    // SAFETY: the caller's promise. Volatile keeps the compiler from merging
+    // loads, which the verifier would refuse on a context pointer.
+    unsafe { core::ptr::read_volatile(ctx.as_ptr().byte_add(OFFSET).cast()) }
+}
+
+/// Copies a `T` from `offset` bytes past `base`.
+#[inline(always)]
+pub(crate) fn read<T>(base: u64, offset: usize) -> Result<T, i32> {
+    let address = base.wrapping_add(offset as u64);
+    // SAFETY: the helper checks the address and fails instead of faulting; every
+    // `T` used with it is an integer or an array of bytes.
+    unsafe { bpf_probe_read_kernel(address as *const T) }
+}
+
+/// Copies a `T` from the tracepoint's record; `default` where the kernel has no
+/// such field.
+#[inline(always)]
+pub(crate) fn context<T>(ctx: &impl EbpfContext, offset: u32, default: T) -> T {
+    let Some(offset) = known(offset) else {
+        return default;
+    };
+    read(ctx.as_ptr() as u64, offset).unwrap_or_else(|_| {
+        count(LostReason::ReadSocket);
+        default
+    })
+}
+
+/// An IPv6 address of the tracepoint's record, or the unspecified one where the
+/// kernel has no such field.
+#[inline(always)]
+pub(crate) fn address(ctx: &impl EbpfContext, offset: u32) -> [u8; 16] {
+    bytes(context(ctx, offset, [0u64; 2]))
+}
+
+/// The bytes in memory order. On their way they are words, because the compiler
+/// copies what is aligned in two instructions and what is not in thirty-two.
+#[inline(always)]
+pub(crate) fn bytes(words: [u64; 2]) -> [u8; 16] {
+    // SAFETY: both are 16 bytes of integers.
+    unsafe { core::mem::transmute(words) }
+}
+
+/// Inode number of the socket's network namespace, or 0 where the kernel does
+/// not tell where it is.
+#[inline(always)]
+pub(crate) fn netns(skaddr: u64) -> Result<u32, Skip> {
+    let (Some(net_offset), Some(inum_offset)) = (known(setting!(sock_net)), known(setting!(net_inum))) else {
+        return Ok(0);
+    };
+    let lost = |_| Skip::Lost(LostReason::ReadNetns);
+    let net: u64 = read(skaddr, net_offset).map_err(lost)?;
+    read(net, inum_offset).map_err(lost)
+}
+
+/// The socket's cookie, or 0 when it has none yet.
+#[inline(always)]
+pub(crate) fn cookie(skaddr: u64) -> u64 {
+    let Some(offset) = known(setting!(sock_cookie)) else {
+        return 0;
+    };
+    read(skaddr, offset).unwrap_or_else(|_| {
+        count(LostReason::ReadSocket);
+        0
+    })
+}
+
+/// The port's bit in the bitmap of watched ports.
+#[inline(always)]
+pub(crate) fn port_is_watched(port: u16) -> bool {
+    match crate::maps::PORTS.get_ptr(u32::from(port >> 6)) {
+        // SAFETY: array slots live as long as the map; the guard writes them in
+        // one piece.
+        Some(word) => unsafe { core::ptr::read_volatile(word) >> (port & 63) & 1 == 1 },
+        None => false,
+    }
+}

@@ -1,0 +1,216 @@
+//! From a snapshot to a decision: which sockets are in the way, whose they
+//! are, and what may be done about them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::conflict::{Conflict, conflict};
+use crate::model::{
+    BindOutcome, Holder, Instant, Process, ProcessId, Snapshot, Socket, TcpState, Tgid, UnknownReason,
+};
+use crate::policy::{self, Class, Judgement};
+
+use super::Plan;
+use super::machine::Probe;
+
+/// One owner of a holder, judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JudgedOwner {
+    /// Who.
+    pub id: ProcessId,
+    /// The evidence; `None` when it vanished before it could be read.
+    pub process: Option<Process>,
+    /// What it is to this run, and why.
+    pub judgement: Judgement,
+}
+
+/// A socket in the way, with its owners judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JudgedHolder {
+    /// The socket and its raw owners.
+    pub holder: Holder,
+    /// Its visible owners.
+    pub owners: Vec<JudgedOwner>,
+}
+
+impl JudgedHolder {
+    /// Every process was looked at and none has a descriptor for the socket.
+    pub fn is_kernel_held(&self) -> bool {
+        self.holder.owners.is_kernel_held()
+    }
+
+    /// A connection that blocks only a bind without `SO_REUSEADDR`, unless its
+    /// listener had none either.
+    pub fn lingers(&self) -> bool {
+        !self.holder.certain && !self.is_claimant()
+    }
+
+    /// It claims the port for itself: a listener, or a socket that was bound
+    /// and is not connected. Connections only linger.
+    fn is_claimant(&self) -> bool {
+        matches!(self.holder.socket.state, TcpState::Listen | TcpState::BoundInactive | TcpState::Close)
+    }
+}
+
+/// What a [`super::Goal::Free`] run does about the holders.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Nobody can be ended; the sockets may go by themselves.
+    Wait,
+    /// These stale owners are to be ended.
+    End(Vec<(ProcessId, Judgement)>),
+    /// These owners may not be ended, so nobody is.
+    Refuse(Vec<(ProcessId, Judgement)>),
+    /// The guard's user may not signal these stale owners, so nobody is ended.
+    NotPermitted(Vec<ProcessId>),
+    /// An owner cannot be seen, so nobody is ended.
+    CannotTell(UnknownReason),
+}
+
+/// The holders that one look found.
+#[derive(Clone, Debug)]
+pub(super) struct Assessment {
+    pub(super) begun: Instant,
+    pub(super) ended: Instant,
+    pub(super) holders: Vec<JudgedHolder>,
+    pub(super) processes: BTreeMap<Tgid, Process>,
+}
+
+impl Assessment {
+    pub(super) fn new(snapshot: Snapshot, plan: &Plan, seen_at_request: &BTreeSet<ProcessId>) -> Self {
+        let Snapshot { begun, ended, sockets, processes } = snapshot;
+        let holders = sockets
+            .into_iter()
+            .filter_map(|(socket, owners)| {
+                let certain = worst_conflict(plan, &socket)?;
+                let judged = owners
+                    .seen()
+                    .iter()
+                    .map(|&id| {
+                        let process = processes.get(&id.tgid).filter(|process| process.id == id).cloned();
+                        let judgement = match &process {
+                            Some(process) => {
+                                policy::judge(process, &plan.rules, &plan.asker, seen_at_request)
+                            }
+                            None => policy::judge_unread(),
+                        };
+                        JudgedOwner { id, process, judgement }
+                    })
+                    .collect();
+                Some(JudgedHolder { holder: Holder { socket, owners, certain }, owners: judged })
+            })
+            .collect();
+        Self { begun, ended, holders, processes }
+    }
+
+    /// What to do about the holders, given what a later probe said, if there
+    /// was one, about each endpoint.
+    pub(super) fn decide(&self, plan: &Plan, probe: Option<&Probe>) -> Decision {
+        let in_the_way = self.in_the_way(plan, probe);
+        let claimants: Vec<&JudgedHolder> =
+            in_the_way.iter().copied().filter(|holder| holder.is_claimant()).collect();
+
+        let not_ours = owners_of(&claimants, |class| matches!(class, Class::Foreign | Class::Protected));
+        let (dying, refused): (Vec<_>, Vec<_>) =
+            not_ours.into_iter().partition(|(_, judgement)| judgement.is_for_want_of_evidence());
+        if !refused.is_empty() {
+            // Nobody's claim is certain here, and the connections and TIME_WAIT
+            // sockets that may be to blame as well go by themselves.
+            let in_doubt = !in_the_way.iter().any(|holder| holder.holder.certain);
+            let lingering = in_the_way.iter().any(|holder| !holder.is_claimant());
+            return if in_doubt && lingering { Decision::Wait } else { Decision::Refuse(refused) };
+        }
+        if !dying.is_empty() {
+            // It might be a stranger; the look that follows its end shows who stays.
+            return Decision::Wait;
+        }
+        for claimant in &claimants {
+            if let Some(why) = claimant.holder.owners.hidden() {
+                let uid = claimant.holder.socket.uid;
+                return Decision::CannotTell(UnknownReason::OwnerHidden { uid, why: why.clone() });
+            }
+        }
+        let stale = owners_of(&in_the_way, |class| class == Class::Stale);
+        let beyond_reach: Vec<ProcessId> = in_the_way
+            .iter()
+            .flat_map(|holder| &holder.owners)
+            .filter(|owner| owner.judgement.class == Class::Stale)
+            .filter(|owner| owner.process.as_ref().is_some_and(|process| !plan.asker.may_signal(process)))
+            .map(|owner| owner.id)
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
+        if !beyond_reach.is_empty() {
+            Decision::NotPermitted(beyond_reach)
+        } else if stale.is_empty() {
+            Decision::Wait
+        } else {
+            Decision::End(stale)
+        }
+    }
+
+    /// The sockets that make the probe fail. For each endpoint that the probe
+    /// did not find bindable, a socket whose conflict is only possible is
+    /// blamed when no other explains the failure. A table explains nothing of
+    /// the kind: it says "in use" because of certain conflicts alone.
+    pub(super) fn in_the_way(&self, plan: &Plan, probe: Option<&Probe>) -> Vec<&JudgedHolder> {
+        let least =
+            if probe.is_some_and(|probe| probe.by_table) { Conflict::Certain } else { Conflict::Possible };
+        let mut blamed = BTreeSet::new();
+        for (endpoint, spec) in plan.endpoints.iter().enumerate() {
+            if probe.and_then(|probe| probe.outcomes.get(endpoint)) == Some(&BindOutcome::Bindable) {
+                continue;
+            }
+            let conflicts: Vec<Conflict> =
+                self.holders.iter().map(|holder| conflict(spec, &holder.holder.socket)).collect();
+            let worst = conflicts.iter().copied().max().unwrap_or(Conflict::None);
+            if worst >= least {
+                let worst_of_all = conflicts.iter().enumerate().filter(|(_, conflict)| **conflict == worst);
+                blamed.extend(worst_of_all.map(|(holder, _)| holder));
+            }
+        }
+        blamed.into_iter().filter_map(|holder| self.holders.get(holder)).collect()
+    }
+
+    /// Newcomers that took the port for themselves. One that shares a stale
+    /// owner's socket is merely its late child.
+    pub(super) fn newcomers(&self) -> Vec<ProcessId> {
+        let claimants: Vec<&JudgedHolder> = self
+            .holders
+            .iter()
+            .filter(|holder| holder.holder.certain && holder.is_claimant())
+            .filter(|holder| holder.owners.iter().all(|owner| owner.judgement.class == Class::Newcomer))
+            .collect();
+        owners_of(&claimants, |class| class == Class::Newcomer).into_iter().map(|(id, _)| id).collect()
+    }
+
+    /// When the last TIME_WAIT socket in the way has expired, if there is one.
+    pub(super) fn last_expiry(&self, plan: &Plan) -> Option<Instant> {
+        self.in_the_way(plan, None)
+            .iter()
+            .filter_map(|holder| holder.holder.socket.expires)
+            .max()
+            .map(|left| self.begun + left)
+    }
+}
+
+/// `None` when the socket meets none of the endpoints, else whether it meets
+/// one of them for certain.
+pub(super) fn worst_conflict(plan: &Plan, socket: &Socket) -> Option<bool> {
+    let worst = plan.endpoints.iter().map(|spec| conflict(spec, socket)).max().unwrap_or(Conflict::None);
+    match worst {
+        Conflict::None => None,
+        Conflict::Possible => Some(false),
+        Conflict::Certain => Some(true),
+    }
+}
+
+/// Each owner of the wanted class once, in ascending order.
+fn owners_of(holders: &[&JudgedHolder], wanted: impl Fn(Class) -> bool) -> Vec<(ProcessId, Judgement)> {
+    let found: BTreeMap<ProcessId, Judgement> = holders
+        .iter()
+        .flat_map(|holder| &holder.owners)
+        .filter(|owner| wanted(owner.judgement.class))
+        .map(|owner| (owner.id, owner.judgement.clone()))
+        .collect();
+    found.into_iter().collect()
+}

@@ -1,0 +1,528 @@
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use tracing::debug;
+
+use crate::model::{BindOutcome, ExitStatus, Instant, ProcessId, Signal, Snapshot, Socket, Verdict};
+use crate::timeline::{Entry, Timeline};
+
+use super::assessment::{Assessment, worst_conflict};
+use super::escalation::Escalation;
+use super::verdict::Seen;
+use super::{Action, Decision, Fact, Goal, Hint, JudgedHolder, Outcome, Plan, SignalFailure};
+
+mod deciding;
+
+/// The first pause after an event whose probe still failed: the bind bucket
+/// goes well under a microsecond after the event, unless the closing task is
+/// preempted in between. Doubles up to [`Plan::recheck`].
+const SETTLE: Duration = Duration::from_micros(20);
+
+/// How often the owners are read again while the port stays busy: it finds
+/// new sharers and rivals that no event announced.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// The last answer to "would the bind succeed?".
+#[derive(Clone, Debug)]
+pub(super) struct Probe {
+    pub(super) begun: Instant,
+    /// It was no probe but a table with a certain conflict, which says as much.
+    pub(super) by_table: bool,
+    pub(super) outcomes: Vec<BindOutcome>,
+}
+
+impl Probe {
+    pub(super) fn all_bindable(&self) -> bool {
+        self.outcomes.iter().all(|outcome| *outcome == BindOutcome::Bindable)
+    }
+}
+
+/// What the caller is working on.
+#[derive(Clone, Copy, Debug, Default)]
+struct Asked {
+    snapshot: bool,
+    table: bool,
+    probe: bool,
+}
+
+/// One run. See the [module](super) for the contract.
+#[derive(Debug)]
+pub struct Gate {
+    plan: Plan,
+    outcome: Option<Outcome>,
+    timeline: Timeline,
+    queue: VecDeque<Action>,
+    asked: Asked,
+    want: Asked,
+    /// Of the table and the snapshot that were both asked for one has failed,
+    /// and its answer does not say which.
+    one_failed: bool,
+    /// The next probe's answer is recorded even if nothing changed.
+    record_probe: bool,
+    assessment: Option<Assessment>,
+    probe: Option<Probe>,
+    /// A proof must be younger than this.
+    doubted: Instant,
+    /// A snapshot must be younger than this before the gate opens.
+    look_after: Option<Instant>,
+    /// For a strict bind: when the last table was read.
+    last_table: Option<Instant>,
+    /// Since when, beyond doubt, every table showed nobody who is in the way
+    /// for certain.
+    clear_since: Option<Instant>,
+    /// The kernel's last word on the port's release.
+    released: Option<Instant>,
+    recheck_at: Instant,
+    settle: Duration,
+    look_again_at: Option<Instant>,
+    expiry_at: Option<Instant>,
+    escalation: Escalation,
+    watched: BTreeSet<ProcessId>,
+    seen_at_request: BTreeSet<ProcessId>,
+    rivals: BTreeSet<ProcessId>,
+    /// How processes that have begun to exit will have ended. A pidfd often
+    /// cannot say: the status is kept only once the parent has taken it.
+    exit_statuses: BTreeMap<ProcessId, ExitStatus>,
+    rounds: u32,
+    /// Since when an owner that the guard's user should see is not to be seen.
+    out_of_sight: Option<Instant>,
+    failure: Option<String>,
+}
+
+impl Gate {
+    /// Begins a run at `now`.
+    pub fn new(plan: Plan, now: Instant) -> Self {
+        debug_assert!(!plan.endpoints.is_empty(), "a run needs an endpoint");
+        let mut gate = Self {
+            recheck_at: now + plan.recheck,
+            settle: plan.recheck,
+            outcome: None,
+            timeline: Timeline::new(now),
+            queue: VecDeque::new(),
+            asked: Asked::default(),
+            want: Asked::default(),
+            one_failed: false,
+            record_probe: true,
+            assessment: None,
+            probe: None,
+            doubted: now,
+            look_after: None,
+            last_table: None,
+            clear_since: None,
+            released: None,
+            look_again_at: None,
+            expiry_at: None,
+            escalation: Escalation::new(plan.budgets.drain, plan.budgets.confirm),
+            watched: BTreeSet::new(),
+            seen_at_request: BTreeSet::new(),
+            rivals: BTreeSet::new(),
+            exit_statuses: BTreeMap::new(),
+            rounds: 0,
+            out_of_sight: None,
+            failure: None,
+            plan,
+        };
+        if gate.plan.goal == Goal::Look {
+            gate.want.snapshot = true;
+        }
+        gate.check_port();
+        gate.ask();
+        gate
+    }
+
+    /// Takes in a fact.
+    pub fn observe(&mut self, fact: Fact, now: Instant) {
+        if self.outcome.is_some() {
+            return;
+        }
+        debug!(?fact, "observed");
+        match fact {
+            Fact::SnapshotTaken(snapshot) => {
+                self.answered(|asked| asked.snapshot = false);
+                self.failure = None;
+                self.take_in(snapshot, now);
+            }
+            Fact::TableRead { sockets, begun } => {
+                if !self.one_failed {
+                    self.failure = None;
+                }
+                self.answered(|asked| asked.table = false);
+                self.read_table(&sockets, begun, now);
+            }
+            Fact::SnapshotFailed(why) => {
+                self.look_failed();
+                if self.failure.as_ref() != Some(&why) {
+                    self.timeline.record(now, Entry::LookFailed(why.clone()));
+                }
+                self.failure = Some(why);
+            }
+            Fact::Probed { outcomes, begun } => {
+                self.asked.probe = false;
+                self.take_probe(outcomes, begun, now);
+            }
+            Fact::Hinted { hint, at } => self.take_hint(hint, at, now),
+            Fact::EventsLost { count } => {
+                self.timeline.record(now, Entry::EventsLost(count));
+                self.doubted = self.doubted.max(now);
+                self.look_after = Some(now);
+                self.want.snapshot = true;
+                self.hasten(now);
+            }
+            Fact::OwnerGone { process, status } => self.owner_gone(process, status, now),
+            Fact::SignalDelivered { process, signal } => self.signal_delivered(process, signal, now),
+            Fact::SignalFailed { process, signal, failure } => {
+                self.signal_failed(process, signal, failure, now);
+            }
+            Fact::TierChanged { tier, recheck } => {
+                self.timeline.record(now, Entry::TierChanged(tier));
+                self.plan.recheck = recheck;
+                self.recheck_at = self.recheck_at.min(now + recheck);
+                // What happened before the new source was attached is unknown.
+                self.doubted = self.doubted.max(now);
+                self.hasten(now);
+            }
+        }
+        self.decide(now);
+        self.ask();
+    }
+
+    /// The next thing to do, until there is none.
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.queue.pop_front()
+    }
+
+    /// The latest moment for the next [`Gate::on_deadline`]; `None` once ended.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        if self.outcome.is_some() {
+            return None;
+        }
+        let escalation = self.escalation.next_deadline();
+        [Some(self.recheck_at), self.look_again_at, self.expiry_at, self.total_deadline(), escalation]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Time has passed. Harmless when nothing is due.
+    pub fn on_deadline(&mut self, now: Instant) {
+        if self.outcome.is_some() {
+            return;
+        }
+        if self.total_deadline().is_some_and(|deadline| deadline <= now) {
+            let outcome = self.at_deadline();
+            return self.end(outcome, now);
+        }
+        if self.expiry_at.is_some_and(|at| at <= now) {
+            self.expiry_at = None;
+            self.hasten(now);
+        }
+        if self.look_again_at.is_some_and(|at| at <= now) {
+            self.look_again_at = Some(now + LOOK_AGAIN);
+            // A look that takes longer than this must not be outdated for ever
+            // by the next one: nothing would ever be decided.
+            self.want.snapshot |= !self.asked.snapshot;
+        }
+        if self.recheck_at <= now {
+            self.settle = (self.settle * 2).min(self.plan.recheck);
+            self.recheck_at = now + self.settle;
+            self.check_port();
+            // A look that failed is tried again.
+            let unseen =
+                self.assessment.is_none() && (self.failure.is_some() || self.plan.goal == Goal::Look);
+            self.want.snapshot |= (unseen || self.look_after.is_some()) && !self.asked.snapshot;
+        }
+        let due = self.escalation.on_deadline(now);
+        self.want.snapshot |= due.look;
+        for process in due.unkillable {
+            self.timeline.record(now, Entry::Unkillable(process));
+        }
+        self.decide(now);
+        self.ask();
+    }
+
+    /// How the run ended, once it has.
+    pub const fn outcome(&self) -> Option<&Outcome> {
+        self.outcome.as_ref()
+    }
+
+    /// What happened so far.
+    pub const fn timeline(&self) -> &Timeline {
+        &self.timeline
+    }
+
+    /// The plan the run follows.
+    pub const fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The holders that the last look found, judged.
+    pub fn holders(&self) -> &[JudgedHolder] {
+        self.assessment.as_ref().map_or(&[], |assessment| &assessment.holders)
+    }
+
+    /// What a [`Goal::Free`] run would do about the holders, whatever this
+    /// run's goal is; `None` before the first look.
+    pub fn decision(&self) -> Option<Decision> {
+        let assessment = self.assessment.as_ref()?;
+        let probe = self.probe.as_ref().filter(|probe| probe.begun >= assessment.ended);
+        Some(assessment.decide(&self.plan, probe))
+    }
+
+    /// What is known about each endpoint, in the plan's order.
+    pub fn verdicts(&self) -> Vec<Verdict> {
+        let seen = self.seen();
+        (0..self.plan.endpoints.len()).map(|index| seen.verdict(index)).collect()
+    }
+
+    fn seen(&self) -> Seen<'_> {
+        Seen {
+            plan: &self.plan,
+            assessment: self.assessment.as_ref(),
+            probe: self.probe.as_ref(),
+            probe_stands: self.probe.as_ref().is_some_and(|probe| self.stands(probe)),
+            failure: self.failure.as_deref(),
+        }
+    }
+
+    /// The probe is younger than anything that could contradict it.
+    fn stands(&self, probe: &Probe) -> bool {
+        probe.begun >= self.doubted
+    }
+
+    fn total_deadline(&self) -> Option<Instant> {
+        self.plan.budgets.total.map(|total| self.timeline.began() + total)
+    }
+
+    /// A strict probe would make the service's own strict bind fail while it is
+    /// open, so such a port is looked at first and probed only when it seems free.
+    fn is_strict(&self) -> bool {
+        self.plan.endpoints.iter().any(|spec| !spec.reuse_address)
+    }
+
+    fn check_port(&mut self) {
+        if self.is_strict() {
+            self.want.table = true;
+        } else {
+            self.want.probe = true;
+        }
+    }
+
+    /// Looks at the port now, and then soon and less and less often.
+    fn hasten(&mut self, now: Instant) {
+        self.settle = SETTLE.min(self.plan.recheck);
+        self.recheck_at = now + self.settle;
+        self.record_probe = true;
+        self.check_port();
+    }
+
+    fn answered(&mut self, clear: impl Fn(&mut Asked)) {
+        if std::mem::take(&mut self.one_failed) {
+            self.asked.snapshot = false;
+            self.asked.table = false;
+        } else {
+            clear(&mut self.asked);
+        }
+    }
+
+    fn look_failed(&mut self) {
+        if self.asked.snapshot && self.asked.table && !self.one_failed {
+            // The answer still to come says which one it was.
+            self.one_failed = true;
+        } else {
+            self.one_failed = false;
+            self.asked.snapshot = false;
+            self.asked.table = false;
+        }
+    }
+
+    fn ask(&mut self) {
+        if self.outcome.is_some() {
+            return;
+        }
+        // The cheapest and most conclusive question first.
+        if self.want.probe && !self.asked.probe {
+            self.want.probe = false;
+            self.asked.probe = true;
+            self.queue.push_back(Action::Probe);
+        }
+        if self.want.table && !self.asked.table {
+            self.want.table = false;
+            self.asked.table = true;
+            self.queue.push_back(Action::ReadTable);
+        }
+        if self.want.snapshot && !self.asked.snapshot {
+            self.want.snapshot = false;
+            self.asked.snapshot = true;
+            let also = self.escalation.pending();
+            self.queue.push_back(Action::TakeSnapshot { also });
+        }
+    }
+
+    fn take_in(&mut self, snapshot: Snapshot, now: Instant) {
+        let took = snapshot.ended.since(snapshot.begun);
+        if self.assessment.is_none() {
+            self.seen_at_request = snapshot.processes.values().map(|process| process.id).collect();
+        }
+        let begun = snapshot.begun;
+        let assessment = Assessment::new(snapshot, &self.plan, &self.seen_at_request);
+        let owners: BTreeSet<ProcessId> =
+            assessment.holders.iter().flat_map(|holder| &holder.owners).map(|owner| owner.id).collect();
+        for owner in owners {
+            if self.plan.goal != Goal::Look && self.watched.insert(owner) {
+                self.queue.push_back(Action::Watch(owner));
+            }
+        }
+        let changed = self.assessment.as_ref().is_none_or(|last| last.holders != assessment.holders);
+        if changed {
+            self.timeline.record(begun, Entry::Looked { holders: assessment.holders.clone(), took });
+        }
+        self.expiry_at = assessment.last_expiry(&self.plan).filter(|&at| at > now);
+        self.count_round(&assessment.newcomers());
+        if self.look_after.is_some_and(|after| begun >= after) {
+            self.look_after = None;
+        }
+        if self.is_strict() {
+            let clear = !assessment.holders.iter().any(|holder| holder.holder.certain);
+            self.note_table(clear, begun);
+        }
+        self.assessment = Some(assessment);
+        if self.plan.goal != Goal::Look {
+            self.look_again_at = Some(now + LOOK_AGAIN);
+        }
+        // Nothing is decided on a look that the port has outlived.
+        self.check_port();
+        self.kill_after_look(begun, now);
+    }
+
+    /// Newcomers that share the port, such as a server and its workers, are one round.
+    fn count_round(&mut self, newcomers: &[ProcessId]) {
+        if !newcomers.is_empty() && newcomers.iter().all(|newcomer| !self.rivals.contains(newcomer)) {
+            self.rounds += 1;
+        }
+        self.rivals.extend(newcomers);
+    }
+
+    fn read_table(&mut self, sockets: &[Socket], begun: Instant, now: Instant) {
+        let clear = !sockets.iter().any(|socket| worst_conflict(&self.plan, socket) == Some(true));
+        self.note_table(clear, begun);
+        self.want.snapshot |= !clear && self.assessment.is_none() && !self.asked.snapshot;
+        if let Some(expires) = sockets
+            .iter()
+            .filter(|socket| worst_conflict(&self.plan, socket).is_some())
+            .filter_map(|socket| socket.expires)
+            .max()
+        {
+            self.expiry_at = Some(begun + expires).filter(|&at| at > now);
+        }
+    }
+
+    fn note_table(&mut self, clear: bool, begun: Instant) {
+        // A snapshot takes longer than a table, so answers overtake each other.
+        if self.last_table.is_some_and(|last| last > begun) {
+            return;
+        }
+        self.last_table = Some(begun);
+        self.clear_since =
+            clear.then(|| self.clear_since.filter(|&since| since >= self.doubted).unwrap_or(begun));
+        self.want.probe = clear;
+        if !clear {
+            let outcomes = vec![BindOutcome::InUse; self.plan.endpoints.len()];
+            self.note_probe(Probe { begun, by_table: true, outcomes });
+        }
+    }
+
+    fn note_probe(&mut self, probe: Probe) {
+        let last = self.probe.as_ref();
+        if last.is_some_and(|last| last.begun > probe.begun) {
+            return;
+        }
+        if !probe.all_bindable() {
+            // Whoever holds the port now need not be the one whom the last look saw.
+            let changed = last.is_some_and(|last| last.outcomes != probe.outcomes);
+            let first = self.assessment.is_none() && self.failure.is_none();
+            self.want.snapshot |= (changed || first) && !self.asked.snapshot;
+        }
+        self.probe = Some(probe);
+    }
+
+    fn take_probe(&mut self, outcomes: Vec<BindOutcome>, begun: Instant, now: Instant) {
+        debug_assert_eq!(outcomes.len(), self.plan.endpoints.len(), "one outcome per endpoint");
+        let changed = self.probe.as_ref().is_none_or(|last| last.outcomes != outcomes);
+        if changed || self.record_probe {
+            let took = now.since(begun);
+            self.timeline.record(begun, Entry::Probed { outcomes: outcomes.clone(), took });
+            self.record_probe = false;
+        }
+        self.note_probe(Probe { begun, by_table: false, outcomes });
+    }
+
+    fn take_hint(&mut self, hint: Hint, at: Instant, now: Instant) {
+        self.timeline.record(at, Entry::Event(hint));
+        match hint {
+            Hint::ListenerOpened { .. } => {
+                // A probe that began in the same nanosecond proves nothing.
+                self.doubted = self.doubted.max(at + Duration::from_nanos(1));
+                self.want.snapshot |= self.plan.goal != Goal::Look;
+                self.hasten(now);
+            }
+            Hint::ListenerClosed { .. } | Hint::SocketReleased { .. } => {
+                self.released = self.released.max(Some(at));
+                self.hasten_unless_proven(now);
+            }
+            Hint::ConnectionReleased { .. } => self.hasten_unless_proven(now),
+            // Its sockets are still open: this only explains what follows.
+            Hint::OwnerExiting { process, status } => {
+                if let Some(status) = status {
+                    self.exit_statuses.insert(process, status);
+                }
+            }
+        }
+    }
+
+    /// A release cannot contradict a standing proof. Probing all the same could
+    /// go on for ever: where the kernel announces every destroyed socket, the
+    /// probe's own is among them.
+    fn hasten_unless_proven(&mut self, now: Instant) {
+        let proven = self.probe.as_ref().is_some_and(|probe| probe.all_bindable() && self.stands(probe));
+        if !proven {
+            self.hasten(now);
+        }
+    }
+
+    fn owner_gone(&mut self, process: ProcessId, status: Option<ExitStatus>, now: Instant) {
+        let status = status.or_else(|| self.exit_statuses.remove(&process));
+        self.timeline.record(now, Entry::Gone { process, status });
+        self.escalation.finish(process);
+        // The proof that opens must be younger than the last condition.
+        self.doubted = self.doubted.max(now);
+        self.want.snapshot |= self.probe.as_ref().is_some_and(|probe| !probe.all_bindable());
+        self.hasten(now);
+    }
+
+    fn signal_delivered(&mut self, process: ProcessId, signal: Signal, now: Instant) {
+        self.escalation.delivered(process, signal, now);
+        let Some(judgement) = self.escalation.judgement(process).cloned() else { return };
+        self.timeline.record(now, Entry::Signalled { process, signal, judgement });
+    }
+
+    fn signal_failed(&mut self, process: ProcessId, signal: Signal, failure: SignalFailure, now: Instant) {
+        self.timeline.record(now, Entry::SignalFailed { process, signal, failure: failure.clone() });
+        match failure {
+            SignalFailure::Gone | SignalFailure::IdentityChanged => {
+                self.escalation.finish(process);
+                self.doubted = self.doubted.max(now);
+                self.want.snapshot = true;
+                self.hasten(now);
+            }
+            SignalFailure::NotPermitted => self.end(Outcome::NotPermitted(vec![process]), now),
+            SignalFailure::Failed(why) => self.end(Outcome::CannotSignal(process, why), now),
+        }
+    }
+
+    fn end(&mut self, outcome: Outcome, now: Instant) {
+        debug!(?outcome, "ended");
+        self.timeline.record(now, Entry::Ended(outcome.clone()));
+        self.queue.clear();
+        self.outcome = Some(outcome);
+    }
+}

@@ -1,0 +1,142 @@
+//! What follows from what is known: whom to end, when to open, when to give up.
+
+use std::time::Duration;
+
+use super::{Gate, LOOK_AGAIN};
+use crate::gate::verdict::permanently_unknown;
+use crate::gate::{Action, Decision, Goal, Outcome, Proof};
+use crate::model::{BindOutcome, Instant, Signal, UnknownReason};
+use crate::policy::{self, Class};
+use crate::timeline::Entry;
+
+/// After so many rounds, in each of which newcomers took the port that the
+/// rounds before had not seen, the run gives up.
+const DUEL_ROUNDS: u32 = 3;
+
+/// How long an owner may stay out of sight of its own user before that counts:
+/// a dying process belongs to nobody's `/proc/PID/fd` any more, and takes
+/// 200 ms and more to close its sockets when it was large.
+const OUT_OF_SIGHT: Duration = LOOK_AGAIN;
+
+impl Gate {
+    /// SIGKILL goes only to a process that a look begun after its budget was
+    /// spent still judges stale: it may have become something else meanwhile.
+    pub(super) fn kill_after_look(&mut self, begun: Instant, now: Instant) {
+        let Some(assessment) = &self.assessment else { return };
+        for id in self.escalation.confirmed_by(begun) {
+            let process = assessment.processes.get(&id.tgid).filter(|process| process.id == id);
+            // Not read: it is gone, which its pidfd will say, or the next look shows it.
+            let Some(process) = process else { continue };
+            let judgement = policy::judge(process, &self.plan.rules, &self.plan.asker, &self.seen_at_request);
+            if judgement.class == Class::Stale {
+                self.escalation.kill(id);
+                self.queue.push_back(Action::Signal { process: id, signal: Signal::Kill });
+            } else if !judgement.is_for_want_of_evidence() {
+                self.escalation.finish(id);
+                self.timeline.record(now, Entry::Spared { process: id, judgement });
+            }
+        }
+    }
+
+    pub(super) fn decide(&mut self, now: Instant) {
+        if self.outcome.is_some() {
+            return;
+        }
+        if self.rounds >= DUEL_ROUNDS {
+            return self.end(Outcome::Duel(self.rivals.iter().copied().collect()), now);
+        }
+        let Some(probe) = &self.probe else {
+            if self.plan.goal == Goal::Look && self.look_is_lost() && !self.asked.probe && !self.want.probe {
+                self.end(Outcome::Looked, now);
+            }
+            return;
+        };
+        let fresh = self.stands(probe);
+        if self.plan.goal == Goal::Look {
+            let looked = self.assessment.as_ref().is_some_and(|look| probe.begun >= look.begun);
+            if (looked && fresh) || self.look_is_lost() {
+                self.end(Outcome::Looked, now);
+            }
+            return;
+        }
+        if probe.all_bindable() {
+            let all_gone = self.plan.port_only || self.escalation.all_over();
+            if fresh && all_gone && self.look_after.is_none() && self.table_agrees(probe.begun) {
+                let proof = Proof {
+                    probed: probe.begun,
+                    release_latency: self.released.map(|released| now.since(released)),
+                    endpoints: self.plan.endpoints.clone(),
+                };
+                self.end(Outcome::Opened(proof), now);
+            }
+            return;
+        }
+        if let Some(reason) = probe.outcomes.iter().find_map(permanently_unknown) {
+            // Nothing that time brings could prove anything.
+            return self.end(Outcome::Unknown(reason), now);
+        }
+        if self.plan.goal == Goal::Free && probe.outcomes.contains(&BindOutcome::InUse) {
+            self.decide_about_holders(now);
+        }
+    }
+
+    /// For a strict bind the table, too, must have shown nobody before the probe.
+    fn table_agrees(&self, probed: Instant) -> bool {
+        !self.is_strict() || self.clear_since.is_some_and(|since| self.doubted <= since && since <= probed)
+    }
+
+    /// Looking failed and no answer is under way that could mend it.
+    fn look_is_lost(&self) -> bool {
+        self.failure.is_some() && !self.asked.snapshot && !self.want.snapshot && !self.asked.table
+    }
+
+    fn decide_about_holders(&mut self, now: Instant) {
+        let (Some(assessment), Some(probe)) = (&self.assessment, &self.probe) else { return };
+        // The port must have been busy after the look that names the holders.
+        let confirmed = probe.begun >= assessment.ended;
+        let outdated = self.asked.snapshot || self.want.snapshot || self.look_after.is_some();
+        if !confirmed || outdated {
+            return;
+        }
+        let looked = assessment.begun;
+        let decision = assessment.decide(&self.plan, Some(probe));
+        if !matches!(decision, Decision::CannotTell(_)) {
+            self.out_of_sight = None;
+        }
+        match decision {
+            Decision::Wait => {}
+            Decision::Refuse(refused) => self.end(Outcome::Refused(refused), now),
+            Decision::NotPermitted(processes) => self.end(Outcome::NotPermitted(processes), now),
+            Decision::CannotTell(reason) => {
+                if !self.may_be_dying(&reason, looked) {
+                    self.end(Outcome::Unknown(reason), now);
+                }
+            }
+            Decision::End(stale) => {
+                for (process, judgement) in stale {
+                    if self.escalation.begin(process, judgement) {
+                        self.queue.push_back(Action::Signal { process, signal: Signal::Term });
+                    }
+                }
+            }
+        }
+    }
+
+    /// The owner may be out of sight because it is dying, be it by this run's
+    /// signal or by itself.
+    fn may_be_dying(&mut self, reason: &UnknownReason, looked: Instant) -> bool {
+        if !self.escalation.all_over() {
+            return true;
+        }
+        let UnknownReason::OwnerHidden { uid, .. } = reason else { return false };
+        let since = *self.out_of_sight.get_or_insert(looked);
+        *uid == self.plan.asker.uid && looked.since(since) < OUT_OF_SIGHT
+    }
+
+    pub(super) fn at_deadline(&self) -> Outcome {
+        match self.seen().doubt() {
+            Some(reason) => Outcome::Unknown(reason),
+            None => Outcome::StillBusy { pending: self.escalation.pending() },
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The vocabulary: what a port, a socket, a process and a verdict are.
+
+mod bind;
+mod identity;
+mod process;
+mod socket;
+mod time;
+mod verdict;
+
+pub use bind::{BindOutcome, BindSpec};
+pub use identity::{NetnsInode, Port, ProcessId, SocketCookie, SocketInode, StartTime, Tgid, Uid};
+pub use process::{ExitStatus, Process, ProcessState, Seen, Signal};
+pub use socket::{Owners, Snapshot, Socket, TcpState, Unseen};
+pub use time::Instant;
+pub use verdict::{Holder, UnknownReason, Verdict};

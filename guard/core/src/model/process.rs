@@ -1,0 +1,141 @@
+use std::fmt;
+
+use super::{ProcessId, Tgid, Uid};
+
+/// Something the guard tried to read about a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen<T> {
+    /// It was read.
+    Known(T),
+    /// The guard may not read it (other user, hidepid, no `CAP_SYS_PTRACE`).
+    Hidden,
+    /// There is none: a kernel thread has no executable, a zombie no argv.
+    Absent,
+}
+
+impl<T> Seen<T> {
+    /// The value, when it was read.
+    pub const fn known(&self) -> Option<&T> {
+        match self {
+            Self::Known(value) => Some(value),
+            Self::Hidden | Self::Absent => None,
+        }
+    }
+}
+
+/// The state letter of `/proc/PID/stat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProcessState {
+    /// `R`
+    Running,
+    /// `S`, `I`
+    Sleeping,
+    /// `D`: in the kernel and not killable until it leaves.
+    Uninterruptible,
+    /// `T`: stopped by a signal.
+    Stopped,
+    /// `t`: stopped by a tracer.
+    Traced,
+    /// `Z`: the thread group leader is dead and waits to be reaped. Other
+    /// threads, and with them the sockets, may still be alive.
+    Zombie,
+    /// `X` or `x`.
+    Dead,
+    /// A letter this version does not know.
+    Other(char),
+}
+
+/// One process as the evidence for a decision shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Thread group id and start time.
+    pub id: ProcessId,
+    /// Parent, or `None` when it lies outside the PID namespace.
+    pub parent: Option<Tgid>,
+    /// Effective user id.
+    pub uid: Uid,
+    /// At most 15 bytes; any process may set it.
+    pub comm: String,
+    /// Target of `/proc/PID/exe` without the kernel's " (deleted)" suffix.
+    pub exe: Seen<String>,
+    /// The executable file was unlinked or replaced since the process started.
+    pub exe_deleted: bool,
+    /// Arguments as the process shows them; any process may overwrite them.
+    pub argv: Seen<Vec<String>>,
+    /// Path in the cgroup v2 hierarchy, else in systemd's named v1 hierarchy.
+    pub cgroup: Option<String>,
+    /// The kernel's own thread: it has no address space and no signal ends it.
+    pub kernel_thread: bool,
+    /// State letter of the thread group leader.
+    pub state: ProcessState,
+    /// Kernel function the leader sleeps in, where the kernel shows it.
+    pub wait_channel: Option<String>,
+}
+
+/// The only signals portguard ever sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Signal {
+    /// `SIGTERM`
+    Term,
+    /// `SIGKILL`
+    Kill,
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Term => "SIGTERM",
+            Self::Kill => "SIGKILL",
+        })
+    }
+}
+
+/// How a thread group ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// `exit(code)`
+    Code(u8),
+    /// Ended by this signal number.
+    Signal {
+        /// Signal number as in `signal(7)`.
+        number: u8,
+        /// A core file was written.
+        core_dumped: bool,
+    },
+}
+
+impl ExitStatus {
+    /// Decodes the status word of `wait(2)`, which is also the kernel's
+    /// `task_struct.exit_code`.
+    pub const fn from_wait_status(status: i32) -> Self {
+        let number = (status & 0x7f) as u8;
+        if number == 0 {
+            Self::Code(((status >> 8) & 0xff) as u8)
+        } else {
+            Self::Signal { number, core_dumped: status & 0x80 != 0 }
+        }
+    }
+
+    /// The name of a signal that usually ends servers, by its number on all of
+    /// Linux's architectures but alpha, mips, parisc and sparc for the last few.
+    pub const fn signal_name(number: u8) -> Option<&'static str> {
+        Some(match number {
+            1 => "SIGHUP",
+            2 => "SIGINT",
+            3 => "SIGQUIT",
+            4 => "SIGILL",
+            5 => "SIGTRAP",
+            6 => "SIGABRT",
+            8 => "SIGFPE",
+            9 => "SIGKILL",
+            11 => "SIGSEGV",
+            13 => "SIGPIPE",
+            14 => "SIGALRM",
+            15 => "SIGTERM",
+            7 => "SIGBUS",
+            24 => "SIGXCPU",
+            31 => "SIGSYS",
+            _ => return None,
+        })
+    }
+}

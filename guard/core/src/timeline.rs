@@ -1,0 +1,131 @@
+//! What happened in a run, as data: the one record from which the human lines,
+//! the JSON events and the timeline picture are all made.
+
+use std::time::Duration;
+
+use crate::gate::{Hint, JudgedHolder, Outcome, SignalFailure};
+use crate::model::{BindOutcome, ExitStatus, Instant, ProcessId, Signal};
+use crate::policy::Judgement;
+
+/// The number of entries a timeline keeps. A run has a few dozen; a port with
+/// busy clients could otherwise fill the memory with connection events.
+pub const MOST_ENTRIES: usize = 4096;
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// The run began.
+    Began,
+    /// The socket table and the owners were read.
+    Looked {
+        /// The holders, judged.
+        holders: Vec<JudgedHolder>,
+        /// How long reading took.
+        took: Duration,
+    },
+    /// Reading failed.
+    LookFailed(String),
+    /// A bind probe ran; recorded when its answer changed or an event asked for it.
+    Probed {
+        /// One outcome per endpoint, in the plan's order.
+        outcomes: Vec<BindOutcome>,
+        /// How long the probe took.
+        took: Duration,
+    },
+    /// The kernel reported an event.
+    Event(Hint),
+    /// The kernel dropped this many events.
+    EventsLost(u64),
+    /// A signal was delivered.
+    Signalled {
+        /// To whom.
+        process: ProcessId,
+        /// Which.
+        signal: Signal,
+        /// Why it may be ended.
+        judgement: Judgement,
+    },
+    /// A signal could not be delivered.
+    SignalFailed {
+        /// To whom.
+        process: ProcessId,
+        /// Which.
+        signal: Signal,
+        /// Why not.
+        failure: SignalFailure,
+    },
+    /// A process left: its whole thread group is dead, its sockets are closed.
+    Gone {
+        /// Who.
+        process: ProcessId,
+        /// How it ended, where the kernel said so.
+        status: Option<ExitStatus>,
+    },
+    /// A signalled process is no longer what it was judged to be, and is left alone.
+    Spared {
+        /// Who.
+        process: ProcessId,
+        /// What it is now.
+        judgement: Judgement,
+    },
+    /// A process is still alive a while after SIGKILL.
+    Unkillable(ProcessId),
+    /// The tier changed while the run was under way.
+    TierChanged(&'static str),
+    /// The run ended.
+    Ended(Outcome),
+}
+
+impl Entry {
+    /// What the run did or came to, as against what it saw.
+    const fn is_step(&self) -> bool {
+        matches!(
+            self,
+            Self::Signalled { .. }
+                | Self::SignalFailed { .. }
+                | Self::Spared { .. }
+                | Self::Unkillable(_)
+                | Self::Ended(_)
+        )
+    }
+}
+
+/// The entries of a run in the order in which the core learned of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timeline {
+    began: Instant,
+    entries: Vec<(Instant, Entry)>,
+    left_out: u64,
+}
+
+impl Timeline {
+    /// An empty timeline.
+    pub fn new(began: Instant) -> Self {
+        Self { began, entries: vec![(began, Entry::Began)], left_out: 0 }
+    }
+
+    /// Adds an entry. Past [`MOST_ENTRIES`] only the run's own steps are kept,
+    /// of which there are a few for each process that it ends.
+    pub fn record(&mut self, at: Instant, entry: Entry) {
+        if self.entries.len() < MOST_ENTRIES || entry.is_step() {
+            self.entries.push((at, entry));
+        } else {
+            self.left_out += 1;
+        }
+    }
+
+    /// When the run began.
+    pub const fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// The entries, each with the moment at which it happened.
+    pub fn entries(&self) -> &[(Instant, Entry)] {
+        &self.entries
+    }
+
+    /// How many entries did not fit.
+    pub const fn left_out(&self) -> u64 {
+        self.left_out
+    }
+}

@@ -1,0 +1,92 @@
+//! Starting the service by a command line.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::ExitStatus;
+
+use guard_core::model::{ProcessId, Signal, Tgid};
+use tokio::process::Child;
+use tracing::debug;
+
+use crate::kernel::pidfd::PidFd;
+use crate::kernel::procfs;
+
+/// The command that was asked for could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// It did not start.
+    #[error("cannot start {program:?}: {source}")]
+    Start {
+        /// The program, as given.
+        program: OsString,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Its end could not be waited for.
+    #[error("cannot wait for {program:?}: {source}")]
+    Wait {
+        /// The program, as given.
+        program: OsString,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// There is no program to run.
+    #[error("no command was given after --")]
+    Empty,
+}
+
+/// A command in the foreground: it has the guard's terminal, and its output is
+/// untouched.
+#[derive(Debug)]
+pub struct Command {
+    program: OsString,
+    child: Child,
+    /// `None` where the kernel has no pidfds.
+    pidfd: Option<PidFd>,
+}
+
+impl Command {
+    /// Starts it.
+    pub fn start(argv: &[OsString]) -> Result<Self, CommandError> {
+        let (program, arguments) = argv.split_first().ok_or(CommandError::Empty)?;
+        let child = tokio::process::Command::new(program)
+            .args(arguments)
+            .spawn()
+            .map_err(|source| CommandError::Start { program: program.clone(), source })?;
+        let pidfd = child.id().and_then(pidfd_of);
+        Ok(Self { program: program.clone(), child, pidfd })
+    }
+
+    /// Its PID, until it has been waited for.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Passes SIGTERM on to it. Nothing happens once it has ended.
+    pub fn terminate(&self) {
+        if let Some(Err(error)) = self.pidfd.as_ref().map(|pidfd| pidfd.signal(Signal::Term)) {
+            debug!(%error, "SIGTERM was not passed on to the command");
+        }
+    }
+
+    /// Waits for its end. Cancel safe.
+    pub async fn wait(&mut self) -> Result<ExitStatus, CommandError> {
+        let program = self.program.clone();
+        self.child.wait().await.map_err(|source| CommandError::Wait { program, source })
+    }
+}
+
+/// A child that was not waited for keeps its number, so this is that child.
+fn pidfd_of(pid: u32) -> Option<PidFd> {
+    let tgid = Tgid(pid);
+    let start = procfs::start_time(tgid).ok().flatten()?;
+    PidFd::open(ProcessId { tgid, start }).ok()
+}
+
+/// Replaces the guard by the command; returns only when that fails.
+pub fn replace(argv: &[OsString]) -> CommandError {
+    let Some((program, arguments)) = argv.split_first() else { return CommandError::Empty };
+    let source = std::process::Command::new(program).args(arguments).exec();
+    CommandError::Start { program: program.clone(), source }
+}

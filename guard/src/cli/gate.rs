@@ -1,0 +1,39 @@
+//! `portguard gate`
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::exit::Exit;
+use super::options::{self, OutputOptions, ServiceOptions, TierOptions, parse_duration};
+use super::output::Output;
+use crate::report::Context;
+
+/// Waits until the port is bindable.
+#[derive(Debug, Args)]
+pub(super) struct Gate {
+    #[command(flatten)]
+    service: ServiceOptions,
+    #[command(flatten)]
+    output: OutputOptions,
+    #[command(flatten)]
+    tier: TierOptions,
+    /// Give up after this long; keep it below the unit's TimeoutStartSec
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    timeout: Duration,
+}
+
+impl Gate {
+    pub(super) async fn run(self, verbose: bool) -> anyhow::Result<Exit> {
+        let endpoints = self.service.endpoints()?;
+        let mut session = self.tier.open(&endpoints)?;
+        let plan = options::plan_to_wait(endpoints, self.timeout, &session)?;
+        let context =
+            Context { service: self.service.name(), command: "gate", dry_run: false, drain: Duration::ZERO };
+        let mut output = Output::new(context, self.output.json, verbose, Box::new(std::io::stdout()));
+        let gate = session.run(plan, &mut output).await?;
+        let Some(outcome) = gate.outcome() else { return Ok(Exit::Unknown) };
+        output.ended(&gate, &session, outcome);
+        Ok(Exit::of_outcome(outcome))
+    }
+}

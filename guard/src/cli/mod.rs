@@ -1,0 +1,118 @@
+//! The command line: one file per subcommand.
+
+mod demo;
+mod doctor;
+mod exit;
+mod free;
+mod gate;
+mod options;
+mod output;
+mod restart;
+mod status;
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+pub use exit::Exit;
+
+/// Ends EADDRINUSE restart loops: sees who holds a port, ends the stale
+/// holders, and opens a gate the instant the port is bindable.
+#[derive(Debug, Parser)]
+#[command(name = "portguard", version, after_help = exit::TABLE)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// More about what is going on, on standard error (-v, -vv, -vvv)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Say whether the port is bindable, who holds it, and who would be ended and why
+    Status(status::Status),
+    /// Wait until the port is bindable; never signals anyone
+    Gate(gate::Gate),
+    /// End the stale holders and wait until the port is bindable
+    Free(free::Free),
+    /// Free the port, then run a command in the foreground and follow it until it listens
+    Restart(restart::Restart),
+    /// Show a guarded restart of a stubborn stand-in gateway
+    Demo(demo::Demo),
+    /// Say which tier this machine gives and what is missing for a better one
+    Doctor(doctor::Doctor),
+    #[command(hide = true, name = demo::GATEWAY)]
+    DemoGateway(demo::Gateway),
+}
+
+/// Parses the arguments, runs the command and returns its exit code.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_logging(arguments.verbose);
+    let verbose = arguments.verbose > 0;
+    let ended = match arguments.command {
+        // It forks, so it must stay single-threaded.
+        Command::DemoGateway(gateway) => gateway.run(),
+        Command::Doctor(doctor) => Ok(doctor.run()),
+        command => in_runtime(command, verbose),
+    };
+    match ended {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            eprintln!("portguard: {error:#}");
+            exit::of_error(&error).into()
+        }
+    }
+}
+
+fn in_runtime(command: Command, verbose: bool) -> anyhow::Result<Exit> {
+    // One thread: the path from an event to the open gate crosses no other.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .context("cannot start the event loop")?;
+    let ended = runtime.block_on(async {
+        match command {
+            Command::Status(status) => status.run(verbose).await,
+            Command::Gate(gate) => gate.run(verbose).await,
+            Command::Free(free) => free.run(verbose).await,
+            Command::Restart(restart) => restart.run(verbose).await,
+            Command::Demo(demo) => demo.run(verbose).await,
+            Command::Doctor(_) | Command::DemoGateway(_) => Ok(Exit::Done),
+        }
+    });
+    // A BPF load that nobody waits for any more must not hold up the exit.
+    runtime.shutdown_background();
+    ended
+}
+
+fn start_logging(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_env("PORTGUARD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let colour =
+        std::env::var_os("NO_COLOR").is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colour)
+        .without_time()
+        .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_argument_parser_is_consistent() {
+        super::Arguments::command().debug_assert();
+    }
+}

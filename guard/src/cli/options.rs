@@ -1,0 +1,351 @@
+//! Options that several subcommands share, and how they become a plan.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use guard_core::gate::{Budgets, Goal, Plan};
+use guard_core::model::{BindSpec, Port, Uid};
+use guard_core::policy::{Pattern, Rules};
+
+use crate::runtime::{Session, Tier, TierChoice, asker};
+
+/// The endpoints of the service.
+#[derive(Clone, Debug, Args)]
+pub(super) struct ServiceOptions {
+    /// TCP port of the service
+    #[arg(long, short)]
+    port: NonZeroU16,
+    /// Address the service binds; repeat it for several. Without it: [::] dual-stack, as Node.js
+    /// listens by default, which meets every other address
+    #[arg(long, short, value_name = "IP")]
+    address: Vec<Address>,
+    /// The service sets IPV6_V6ONLY
+    #[arg(long)]
+    v6only: bool,
+    /// The service binds without SO_REUSEADDR, so its old connections and TIME_WAIT block it too
+    #[arg(long)]
+    strict_bind: bool,
+}
+
+impl ServiceOptions {
+    /// The bind specs, in the order given.
+    pub(super) fn endpoints(&self) -> anyhow::Result<Vec<BindSpec>> {
+        let port = Port::new(self.port.get()).context("port 0 cannot be guarded")?;
+        let everywhere = if asker::ipv6_available() {
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        } else {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        };
+        let addresses = if self.address.is_empty() {
+            vec![Address { ip: everywhere, scope: 0 }]
+        } else {
+            self.address.clone()
+        };
+        let mut endpoints: Vec<BindSpec> = Vec::new();
+        for address in addresses {
+            let spec = BindSpec {
+                address: address.ip,
+                scope: address.scope,
+                port,
+                v6only: self.v6only && address.ip.is_ipv6(),
+                reuse_address: !self.strict_bind,
+                reuse_port: false,
+            };
+            if !endpoints.contains(&spec) {
+                endpoints.push(spec);
+            }
+        }
+        Ok(endpoints)
+    }
+
+    /// The service's name in reports.
+    pub(super) fn name(&self) -> String {
+        format!("port-{}", self.port)
+    }
+}
+
+/// An IP address, with a scope when it is link-local.
+#[derive(Clone, Copy, Debug)]
+struct Address {
+    ip: IpAddr,
+    scope: u32,
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+        let (ip, scope) = match bare.split_once('%') {
+            Some((ip, scope)) => (ip, Some(scope)),
+            None => (bare, None),
+        };
+        let ip = IpAddr::from_str(ip).map_err(
+            |_| "not an IP address (names are not resolved; for localhost give 127.0.0.1 and ::1)",
+        )?;
+        let scope = match scope {
+            None => 0,
+            Some(scope) => match scope.parse() {
+                Ok(index) => index,
+                Err(_) => asker::interface_index(scope)
+                    .map_err(|error| format!("no network interface {scope}: {error}"))?,
+            },
+        };
+        Ok(Self { ip, scope })
+    }
+}
+
+/// How the service's processes are recognised.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Who may be ended (kinds combine with AND, repeats of one kind with OR)")]
+pub(super) struct RuleOptions {
+    /// Regular expression, searched in the owner's argv, exe and comm
+    #[arg(long = "match", value_name = "REGEX")]
+    patterns: Vec<Regex>,
+    /// Path of the owner's executable
+    #[arg(long, value_name = "PATH")]
+    exe: Vec<PathBuf>,
+    /// The owner's command name; only together with another rule, as any process may choose its own
+    #[arg(long, value_name = "NAME")]
+    comm: Vec<String>,
+    /// The owner's user, by name or number
+    #[arg(long, value_name = "USER", value_parser = parse_user)]
+    uid: Vec<Uid>,
+    /// Recognise everybody. Portguard itself, its ancestors, kernel threads and newcomers stay safe
+    #[arg(long, conflicts_with_all = ["patterns", "exe", "comm", "uid"])]
+    any_owner: bool,
+}
+
+impl RuleOptions {
+    fn rules(&self) -> Rules {
+        Rules {
+            patterns: self.patterns.iter().map(|regex| Box::new(regex.clone()) as Box<dyn Pattern>).collect(),
+            exe: self.exe.iter().map(|path| path.to_string_lossy().into_owned()).collect(),
+            comm: self.comm.iter().map(|comm| as_kernel_comm(comm)).collect(),
+            uid: self.uid.clone(),
+            any_owner: self.any_owner,
+        }
+    }
+}
+
+/// The kernel keeps 15 bytes of a command name (`TASK_COMM_LEN` is 16).
+fn as_kernel_comm(comm: &str) -> String {
+    comm[..comm.floor_char_boundary(15)].to_owned()
+}
+
+fn parse_user(text: &str) -> Result<Uid, String> {
+    if let Ok(number) = text.parse() {
+        return Ok(Uid(number));
+    }
+    match asker::user_id(text) {
+        Ok(Some(uid)) => Ok(uid),
+        Ok(None) => Err(format!("no user {text}")),
+        Err(error) => Err(format!("cannot look up user {text}: {error}")),
+    }
+}
+
+/// A regular expression rule.
+#[derive(Clone, Debug)]
+struct Regex(regex_lite::Regex);
+
+impl FromStr for Regex {
+    type Err = regex_lite::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        regex_lite::Regex::new(text).map(Self)
+    }
+}
+
+impl Pattern for Regex {
+    fn is_match(&self, text: &str) -> bool {
+        self.0.is_match(text)
+    }
+
+    fn source(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+/// Where facts come from.
+#[derive(Clone, Debug, Args)]
+pub(super) struct TierOptions {
+    /// Where facts come from; the verdicts are the same, only the latency differs
+    #[arg(long, value_enum, default_value = "auto")]
+    tier: TierName,
+    /// Time between two bind probes in the poll tier
+    #[arg(long, value_name = "TIME", default_value = "5ms", value_parser = parse_interval)]
+    poll_interval: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TierName {
+    /// The best that this machine and user have; starts on what is ready first
+    Auto,
+    /// BPF programs, or fail
+    Ebpf,
+    /// The kernel's announcements of destroyed sockets, or fail; needs no privilege
+    Netlink,
+    /// Probe at an interval; works everywhere
+    Poll,
+}
+
+impl TierOptions {
+    /// Opens the sources of facts.
+    pub(super) fn open(&self, endpoints: &[BindSpec]) -> anyhow::Result<Session> {
+        let choice = match self.tier {
+            TierName::Auto => TierChoice::Auto,
+            TierName::Ebpf => TierChoice::Only(Tier::Ebpf),
+            TierName::Netlink => TierChoice::Only(Tier::Netlink),
+            TierName::Poll => TierChoice::Only(Tier::Poll),
+        };
+        Ok(Session::open(choice, endpoints, self.poll_interval)?)
+    }
+}
+
+/// `500ms`, `3s`, `2m`.
+pub(super) fn parse_duration(text: &str) -> Result<Duration, humantime::DurationError> {
+    humantime::parse_duration(text)
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    match parse_duration(text) {
+        Ok(interval) if interval >= Duration::from_micros(100) => Ok(interval),
+        Ok(_) => Err("must be at least 100us".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// How a run's steps and its end are told.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct OutputOptions {
+    /// One JSON object per line instead of text
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Time budgets of a run that may end somebody.
+#[derive(Clone, Debug, Args)]
+pub(super) struct EndingOptions {
+    /// From SIGTERM to SIGKILL, for each process
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub(super) drain: Duration,
+    /// Give up after this long [default: the drain budget and 20s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    timeout: Option<Duration>,
+    /// Open as soon as the port is bindable, although an ended process has not finished exiting
+    #[arg(long)]
+    pub(super) port_only: bool,
+    /// Say who would get which signal and why; signal nobody
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+impl EndingOptions {
+    fn total(&self) -> Duration {
+        self.timeout.unwrap_or(self.drain + Duration::from_secs(20))
+    }
+}
+
+/// From SIGKILL until a process counts as unkillable.
+const CONFIRM: Duration = Duration::from_secs(5);
+
+/// A plan that only looks, with the rules that `free` would use.
+pub(super) fn plan_to_look(
+    endpoints: Vec<BindSpec>,
+    rules: &RuleOptions,
+    drain: Duration,
+    session: &Session,
+) -> anyhow::Result<Plan> {
+    let budgets = Budgets { total: Some(Duration::from_secs(30)), drain, confirm: CONFIRM };
+    plan(endpoints, Goal::Look, rules.rules(), budgets, session)
+}
+
+/// A plan that waits and signals nobody.
+pub(super) fn plan_to_wait(
+    endpoints: Vec<BindSpec>,
+    timeout: Duration,
+    session: &Session,
+) -> anyhow::Result<Plan> {
+    let budgets = Budgets { total: Some(timeout), drain: Duration::ZERO, confirm: CONFIRM };
+    plan(endpoints, Goal::Wait, Rules::default(), budgets, session)
+}
+
+/// A plan that ends the stale holders.
+pub(super) fn plan_to_free(
+    endpoints: Vec<BindSpec>,
+    rules: &RuleOptions,
+    ending: &EndingOptions,
+    session: &Session,
+) -> anyhow::Result<Plan> {
+    let budgets = Budgets { total: Some(ending.total()), drain: ending.drain, confirm: CONFIRM };
+    let mut plan = plan(endpoints, Goal::Free, rules.rules(), budgets, session)?;
+    plan.port_only = ending.port_only;
+    Ok(plan)
+}
+
+/// A plan with rules made in the code.
+pub(super) fn plan(
+    endpoints: Vec<BindSpec>,
+    goal: Goal,
+    rules: Rules,
+    budgets: Budgets,
+    session: &Session,
+) -> anyhow::Result<Plan> {
+    Ok(Plan {
+        endpoints,
+        goal,
+        rules,
+        asker: asker::asker()?,
+        budgets,
+        recheck: session.recheck(),
+        port_only: false,
+    })
+}
+
+/// A rule that searches for `text` literally.
+pub(super) fn literal(text: &str) -> Box<dyn Pattern> {
+    #[derive(Debug)]
+    struct Literal(String);
+    impl Pattern for Literal {
+        fn is_match(&self, text: &str) -> bool {
+            text.contains(&self.0)
+        }
+        fn source(&self) -> &str {
+            &self.0
+        }
+    }
+    Box::new(Literal(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_come_with_brackets_and_scopes() {
+        let plain: Address = "127.0.0.1".parse().expect("an address");
+        assert_eq!((plain.ip.to_string().as_str(), plain.scope), ("127.0.0.1", 0));
+        let bracketed: Address = "[::1]".parse().expect("an address");
+        assert!(bracketed.ip.is_loopback());
+        let scoped: Address = "fe80::1%1".parse().expect("an address");
+        assert_eq!(scoped.scope, 1);
+        assert!("localhost".parse::<Address>().expect_err("a name").contains("127.0.0.1 and ::1"));
+    }
+
+    #[test]
+    fn a_comm_is_cut_as_the_kernel_cuts_it() {
+        assert_eq!(as_kernel_comm("openclaw-gateway"), "openclaw-gatewa");
+        assert_eq!(as_kernel_comm("node"), "node");
+    }
+
+    #[test]
+    fn intervals_that_would_spin_are_refused() {
+        assert!(parse_interval("1us").is_err());
+        assert_eq!(parse_interval("5ms"), Ok(Duration::from_millis(5)));
+    }
+}

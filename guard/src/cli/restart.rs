@@ -1,0 +1,185 @@
+//! `portguard restart`
+
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
+
+use anyhow::Context as _;
+use clap::Args;
+use guard_core::follow::Follow;
+use guard_core::gate::{Gate, Outcome};
+use guard_core::model::Instant;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::exit::Exit;
+use super::free::rehearsed;
+use super::options::{self, EndingOptions, OutputOptions, RuleOptions, ServiceOptions, TierOptions};
+use super::output::Output;
+use crate::report::Context;
+use crate::runtime::{Command, CommandError, Followed, Session, now, replace};
+
+/// Frees the port, runs a command and follows it until it listens.
+///
+/// The report goes to standard error: standard output belongs to the command.
+#[derive(Debug, Args)]
+pub(super) struct Restart {
+    #[command(flatten)]
+    service: ServiceOptions,
+    #[command(flatten)]
+    output: OutputOptions,
+    #[command(flatten)]
+    tier: TierOptions,
+    #[command(flatten)]
+    ending: EndingOptions,
+    /// Become the command instead of running it as a child, so that a wrapper keeps its PID
+    #[arg(long)]
+    exec: bool,
+    #[command(flatten)]
+    rules: RuleOptions,
+    /// The command, after --
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+impl Restart {
+    pub(super) async fn run(self, verbose: bool) -> anyhow::Result<Exit> {
+        let endpoints = self.service.endpoints()?;
+        let mut session = self.tier.open(&endpoints)?;
+        let context = Context {
+            service: self.service.name(),
+            command: "restart",
+            dry_run: self.ending.dry_run,
+            drain: self.ending.drain,
+        };
+        let mut output = Output::new(context, self.output.json, verbose, Box::new(std::io::stderr()));
+        if self.ending.dry_run {
+            let plan = options::plan_to_look(endpoints, &self.rules, self.ending.drain, &session)?;
+            let gate = session.run(plan, &mut output).await?;
+            let exit = rehearsed(&gate);
+            output.looked(&gate, &session, exit);
+            return Ok(exit);
+        }
+        let plan = options::plan_to_free(endpoints, &self.rules, &self.ending, &session)?;
+        let gate = session.run(plan, &mut output).await?;
+        let Some(outcome @ Outcome::Opened(_)) = gate.outcome() else {
+            let outcome = gate.outcome().context("the run ended without an outcome")?;
+            output.ended(&gate, &session, outcome);
+            return Ok(Exit::of_outcome(outcome));
+        };
+        if self.exec {
+            output.ended(&gate, &session, outcome);
+            let error = replace(&self.command);
+            output.step(now(), "command_failed", None, &error.to_string());
+            return Ok(Exit::CommandFailed);
+        }
+        self.supervise(&gate, &mut session, &mut output).await
+    }
+
+    async fn supervise(
+        &self,
+        gate: &Gate,
+        session: &mut Session,
+        output: &mut Output,
+    ) -> anyhow::Result<Exit> {
+        if let Output::Human(human) = output {
+            human.ended(gate, session.tier(), session.shortfall());
+        }
+        let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+        // A terminal sends SIGINT to the command as well, which decides what it means.
+        let _interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+        let started = now();
+        let mut command = match Command::start(&self.command) {
+            Ok(command) => command,
+            Err(error) => return Ok(self.failed(gate, session, output, &error.to_string())),
+        };
+        output.step(started, "command_started", command.pid(), &started_line(&command));
+        let ended = tokio::select! {
+            followed = session.follow(&mut command) => match followed? {
+                Followed::Ended(ended) => Some(ended),
+                Followed::Found { found, at, .. } => {
+                    tell_found(output, found, at);
+                    None
+                }
+                Followed::Nothing => None,
+            },
+            _ = terminate.recv() => {
+                command.terminate();
+                None
+            }
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => loop {
+                tokio::select! {
+                    ended = command.wait() => break ended,
+                    _ = terminate.recv() => command.terminate(),
+                }
+            },
+        };
+        Ok(self.tell_end(gate, session, output, ended))
+    }
+
+    fn tell_end(
+        &self,
+        gate: &Gate,
+        session: &Session,
+        output: &mut Output,
+        ended: Result<std::process::ExitStatus, CommandError>,
+    ) -> Exit {
+        match ended {
+            Ok(status) if status.success() => {
+                output.step(now(), "command_ended", None, "the command exited with code 0");
+                self.finish(gate, session, output, Exit::Done, None);
+                Exit::Done
+            }
+            Ok(status) => {
+                let why = match (status.code(), status.signal()) {
+                    (Some(code), _) => format!("the command exited with code {code}"),
+                    (None, Some(signal)) => format!("the command was ended by signal {signal}"),
+                    (None, None) => "the command failed".to_owned(),
+                };
+                self.failed(gate, session, output, &why)
+            }
+            Err(error) => self.failed(gate, session, output, &error.to_string()),
+        }
+    }
+
+    fn failed(&self, gate: &Gate, session: &Session, output: &mut Output, why: &str) -> Exit {
+        output.step(now(), "command_failed", None, why);
+        self.finish(gate, session, output, Exit::CommandFailed, Some(why.to_owned()));
+        Exit::CommandFailed
+    }
+
+    fn finish(
+        &self,
+        gate: &Gate,
+        session: &Session,
+        output: &mut Output,
+        exit: Exit,
+        detail: Option<String>,
+    ) {
+        if let Output::Json(json) = output {
+            let word = if exit == Exit::Done { "restarted" } else { "command_failed" };
+            json.finished(now(), gate.timeline().began(), session.tier(), word, exit.code(), detail);
+        }
+    }
+}
+
+fn started_line(command: &Command) -> String {
+    command.pid().map_or_else(|| "command started".to_owned(), |pid| format!("command started as pid {pid}"))
+}
+
+fn tell_found(output: &mut Output, found: Follow, at: Instant) {
+    match found {
+        Follow::Listening(process) => {
+            output.step(at, "listening", Some(process.tgid.0), &format!("pid {process} listens"));
+        }
+        Follow::Other(process) => output.step(
+            at,
+            "other_listens",
+            Some(process.tgid.0),
+            &format!("pid {process} listens, which does not descend from the command"),
+        ),
+        Follow::Hidden => output.step(at, "listening", None, "somebody listens; the owner is not visible"),
+        Follow::NotYet => {}
+    }
+}

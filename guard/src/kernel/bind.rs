@@ -1,0 +1,126 @@
+//! The bind probe: the only proof that a port is free.
+//!
+//! A probe binds exactly as the service would (same address, same flags) and
+//! closes. It never listens and never connects, so no client can notice it,
+//! and while it is open another process can bind *and* listen where both sides
+//! have `SO_REUSEADDR`. A service without that flag cannot bind while a probe
+//! of it is open: for such a service look at the socket table first and probe
+//! only when nobody is seen there.
+//!
+//! `SO_REUSEPORT` sharing also demands the same effective user: a probe as root
+//! for a service of another user says `InUse` where the service would succeed.
+//! That errs on the safe side: it never says `Bindable` wrongly for a listener.
+
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use guard_core::model::{BindOutcome, BindSpec};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
+};
+
+/// Binds one socket as `spec` says. The port stays bound until the descriptor
+/// is dropped; there is one exactly when the outcome is
+/// [`BindOutcome::Bindable`].
+pub fn try_bind(spec: &BindSpec) -> (BindOutcome, Option<OwnedFd>) {
+    match bound_socket(spec) {
+        Ok(socket) => (BindOutcome::Bindable, Some(socket)),
+        Err(failure) => (failure.outcome(), None),
+    }
+}
+
+/// Probes all of `specs`, and keeps each bound until all were tried, so that a
+/// row of [`BindOutcome::Bindable`] says "all of them at one moment".
+///
+/// Two specs that exclude each other (`0.0.0.0` and a dual-stack `[::]` on one
+/// port without `SO_REUSEADDR`, or the same spec twice) are not held together:
+/// the earlier one is closed before the later one is tried, because the
+/// question is who *else* is in the way.
+pub fn bind_all(specs: &[BindSpec]) -> Vec<BindOutcome> {
+    let mut held: Vec<(&BindSpec, OwnedFd)> = Vec::with_capacity(specs.len());
+    let mut outcomes = Vec::with_capacity(specs.len());
+    for spec in specs {
+        held.retain(|(other, _)| !exclude_each_other(spec, other));
+        let (outcome, socket) = try_bind(spec);
+        if let Some(socket) = socket {
+            held.push((spec, socket));
+        }
+        outcomes.push(outcome);
+    }
+    outcomes
+}
+
+/// Whether this machine has IPv6 sockets at all (`ipv6.disable=1` and a seccomp
+/// filter take them away). A single address may still be missing.
+pub fn ipv6_available() -> bool {
+    socket(AddressFamily::Inet6, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).is_ok()
+}
+
+struct Failure {
+    step: &'static str,
+    errno: Errno,
+}
+
+impl Failure {
+    fn outcome(self) -> BindOutcome {
+        match (self.step, self.errno) {
+            ("bind", Errno::EADDRINUSE) => BindOutcome::InUse,
+            // ENODEV: the scope of a link-local address names no interface.
+            ("bind", Errno::EADDRNOTAVAIL | Errno::ENODEV) => BindOutcome::AddressMissing,
+            ("socket", Errno::EAFNOSUPPORT) => BindOutcome::FamilyMissing,
+            // EACCES: a port below `ip_unprivileged_port_start`. EPERM: a BPF
+            // or seccomp policy.
+            (_, Errno::EACCES | Errno::EPERM) => BindOutcome::NotPermitted,
+            (step, errno) => BindOutcome::Failed(format!("{step}: {errno}")),
+        }
+    }
+}
+
+fn bound_socket(spec: &BindSpec) -> Result<OwnedFd, Failure> {
+    let on = |step| move |errno| Failure { step, errno };
+    let family = match spec.address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(family, SockType::Stream, flags, None).map_err(on("socket"))?;
+    setsockopt(&fd, sockopt::ReuseAddr, &spec.reuse_address).map_err(on("SO_REUSEADDR"))?;
+    setsockopt(&fd, sockopt::ReusePort, &spec.reuse_port).map_err(on("SO_REUSEPORT"))?;
+    if spec.address.is_ipv6() {
+        // Always said, because `net.ipv6.bindv6only` changes the default.
+        setsockopt(&fd, sockopt::Ipv6V6Only, &spec.v6only).map_err(on("IPV6_V6ONLY"))?;
+    }
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(spec.socket_addr())).map_err(on("bind"))?;
+    Ok(fd)
+}
+
+/// Whether two sockets bound by these specs, neither listening, conflict.
+/// A superset is harmless (a hold is given up early), a miss is not: the
+/// probe would then report itself.
+fn exclude_each_other(a: &BindSpec, b: &BindSpec) -> bool {
+    let may_share = (a.reuse_address && b.reuse_address) || (a.reuse_port && b.reuse_port);
+    a.port == b.port && !may_share && overlap(a, b)
+}
+
+fn overlap(a: &BindSpec, b: &BindSpec) -> bool {
+    match (a.address, b.address) {
+        (IpAddr::V4(x), IpAddr::V4(y)) => x == y || x.is_unspecified() || y.is_unspecified(),
+        (IpAddr::V6(x), IpAddr::V6(y)) => x == y || x.is_unspecified() || y.is_unspecified(),
+        (IpAddr::V4(_), IpAddr::V6(_)) => reaches_ipv4(b),
+        (IpAddr::V6(_), IpAddr::V4(_)) => reaches_ipv4(a),
+    }
+}
+
+/// An IPv6 socket meets IPv4 ones when it is the dual-stack wildcard or bound
+/// to an IPv4-mapped address; `[::1]` never does.
+fn reaches_ipv4(spec: &BindSpec) -> bool {
+    match spec.address {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(address) if address.is_unspecified() => !spec.v6only,
+        IpAddr::V6(address) => address.to_ipv4_mapped().is_some(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

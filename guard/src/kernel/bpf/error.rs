@@ -1,0 +1,218 @@
+use std::io;
+
+use aya::EbpfError;
+use aya::maps::MapError;
+use aya::programs::ProgramError;
+use aya::util::KernelVersion;
+use thiserror::Error;
+
+use crate::kernel::tracefs::TracefsError;
+
+/// Why the ebpf tier, or one operation of it, is not to be had.
+#[derive(Debug, Error)]
+pub enum BpfError {
+    /// This binary was built without the BPF programs.
+    #[error(
+        "this portguard was built without its BPF programs (GUARD_BPF=stub); build it with `cargo xtask build` to get \
+         the ebpf tier"
+    )]
+    Stub,
+    /// The kernel has no such thing.
+    #[error("cannot {operation} {subject}: this kernel does not have {needs} ({source})")]
+    Unsupported {
+        /// What was tried, as a verb.
+        operation: &'static str,
+        /// On what.
+        subject: String,
+        /// What the kernel would need.
+        needs: &'static str,
+        /// What the kernel or the loader answered.
+        source: Source,
+    },
+    /// The kernel has it and the guard may not use it.
+    #[error("not permitted to {operation} {subject}: {source}; {capability}")]
+    Denied {
+        /// What was tried, as a verb.
+        operation: &'static str,
+        /// On what.
+        subject: String,
+        /// What is missing, as advice to the operator.
+        capability: String,
+        /// What the kernel answered.
+        source: Source,
+    },
+    /// It went wrong.
+    #[error("cannot {operation} {subject}: {source}")]
+    Failed {
+        /// What was tried, as a verb.
+        operation: &'static str,
+        /// On what.
+        subject: String,
+        /// What the kernel or the loader answered.
+        source: Source,
+    },
+    /// Tracepoints cannot be looked up, or do not fit the programs.
+    #[error(transparent)]
+    Tracefs(#[from] TracefsError),
+    /// An option makes no sense.
+    #[error("{what}")]
+    Option {
+        /// Which, and what would be accepted.
+        what: String,
+    },
+}
+
+/// An error of the loader below, with all of its causes in its text.
+#[derive(Debug)]
+pub struct Source(Box<dyn std::error::Error + Send + Sync>);
+
+impl Source {
+    fn new(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self(Box::new(error))
+    }
+}
+
+impl std::fmt::Display for Source {
+    /// The whole chain: aya's outer texts do not name the kernel's answer.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut text = self.0.to_string();
+        let mut cause = self.0.source();
+        while let Some(inner) = cause {
+            let inner_text = inner.to_string();
+            if !text.contains(&inner_text) {
+                text = format!("{text}: {inner_text}");
+            }
+            cause = inner.source();
+        }
+        // A verifier log is for developers; it is in the debug output.
+        let text = text.split(" Verifier output:").next().unwrap_or(&text);
+        f.write_str(text.strip_suffix('.').unwrap_or(text))
+    }
+}
+
+impl std::error::Error for Source {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
+impl BpfError {
+    /// Sorts what aya reports while `operation` was tried on `subject`.
+    pub(super) fn sort(
+        operation: &'static str,
+        subject: impl Into<String>,
+        error: impl Into<EbpfError>,
+    ) -> Self {
+        let (error, subject) = (error.into(), subject.into());
+        let verdict = Verdict::of(&error);
+        let source = Source::new(error);
+        match verdict {
+            Verdict::Denied(capability) => Self::Denied { operation, subject, capability, source },
+            Verdict::Unsupported(needs) => Self::Unsupported { operation, subject, needs, source },
+            Verdict::Failed => Self::Failed { operation, subject, source },
+        }
+    }
+
+    /// A failure that is not aya's.
+    pub(super) fn failed(
+        operation: &'static str,
+        subject: &str,
+        error: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self::Failed { operation, subject: subject.into(), source: Source::new(error) }
+    }
+
+    /// As [`BpfError::sort`] for an operation on a map.
+    pub(super) fn map(operation: &'static str, map: &'static str, error: MapError) -> Self {
+        Self::sort(operation, format!("the BPF map {map}"), error)
+    }
+
+    /// The object lacks something that this binary was built with.
+    pub(super) fn missing(what: &'static str, name: &'static str) -> Self {
+        let subject = format!("the {what} {name} in the embedded BPF object");
+        Self::failed("find", &subject, io::Error::from(io::ErrorKind::NotFound))
+    }
+}
+
+enum Verdict {
+    Denied(String),
+    Unsupported(&'static str),
+    Failed,
+}
+
+impl Verdict {
+    fn of(error: &EbpfError) -> Self {
+        if let EbpfError::ProgramError(ProgramError::LoadError { verifier_log, .. }) = error {
+            let log = verifier_log.to_string();
+            // Locked down kernels do not offer the helper, so the verifier does not know it.
+            if log.contains("probe_read_kernel#") {
+                return Self::Denied(
+                    "the kernel is locked down (confidentiality) and lets no program read its memory; boot \
+                     without lockdown=confidentiality or use the netlink or poll tier"
+                        .into(),
+                );
+            }
+        }
+        let ring = matches!(error, EbpfError::MapError(MapError::CreateError { name, .. }) if name == guard_common::map::EVENTS);
+        let raw = |io: &io::Error| io.raw_os_error();
+        let errno = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>().and_then(raw));
+        match errno {
+            Some(libc_errno::EPERM | libc_errno::EACCES) => Self::Denied(advice()),
+            Some(libc_errno::ENOSYS) => Self::Unsupported("the bpf() system call (CONFIG_BPF_SYSCALL)"),
+            Some(libc_errno::EINVAL) if ring => Self::Unsupported("BPF ring buffers (Linux 5.8 or newer)"),
+            _ => Self::Failed,
+        }
+    }
+}
+
+mod libc_errno {
+    use nix::errno::Errno;
+
+    pub(super) const EPERM: i32 = Errno::EPERM as i32;
+    pub(super) const EACCES: i32 = Errno::EACCES as i32;
+    pub(super) const ENOSYS: i32 = Errno::ENOSYS as i32;
+    pub(super) const EINVAL: i32 = Errno::EINVAL as i32;
+}
+
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+/// What an operator can do about EPERM.
+fn advice() -> String {
+    let missing = missing_capabilities();
+    if !missing.is_empty() {
+        let missing = missing.join(" and ");
+        return format!("run portguard as root, or with CAP_BPF and CAP_PERFMON; missing: {missing}");
+    }
+    if KernelVersion::current().is_ok_and(|running| running < KernelVersion::new(5, 11, 0)) {
+        return "the capabilities are there; before Linux 5.11 BPF maps count as locked memory: raise \
+                RLIMIT_MEMLOCK (`ulimit -l unlimited`, LimitMEMLOCK=infinity)"
+            .into();
+    }
+    "the capabilities are there: kernel lockdown, a seccomp filter or the container runtime forbids it".into()
+}
+
+/// `CAP_BPF` and `CAP_PERFMON` as far as they are not effective; `CAP_SYS_ADMIN`
+/// includes both. Empty when `/proc` does not tell.
+fn missing_capabilities() -> Vec<&'static str> {
+    const SYS_ADMIN: u32 = 21;
+    const PERFMON: u32 = 38;
+    const BPF: u32 = 39;
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let Some(set) = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else {
+        return Vec::new();
+    };
+    let has = |capability: u32| set >> capability & 1 == 1;
+    if has(SYS_ADMIN) {
+        return Vec::new();
+    }
+    [("CAP_BPF", BPF), ("CAP_PERFMON", PERFMON)]
+        .into_iter()
+        .filter(|&(_, capability)| !has(capability))
+        .map(|(name, _)| name)
+        .collect()
+}

@@ -1,0 +1,266 @@
+//! The door to BPF: loads the programs, says what to watch, hands out events.
+//!
+//! This is the only module that names aya. It is synchronous and knows no
+//! runtime: [`Bpf`] is a file descriptor that becomes readable when events are
+//! waiting, and [`Bpf::drain`] takes them. Nothing is pinned, so whatever
+//! becomes of this process, the kernel detaches and frees everything with its
+//! descriptors.
+//!
+//! There is one file per hook, named as its counterpart in `guard-ebpf`.
+
+mod error;
+mod event;
+mod hook;
+mod inet_sock_set_state;
+mod load;
+mod log;
+mod loss;
+mod lost;
+mod sched_process_exit;
+mod settings;
+mod tcp_destroy_sock;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf};
+use guard_common::{WatchKey, map, watch};
+use guard_core::model::{NetnsInode, Port, Tgid};
+
+pub use error::{BpfError, Source};
+pub use event::{Actor, Event, Exited, KernelSocket, Released, SkAddr, StateChanged};
+pub use guard_common::LostReason;
+pub use log::BpfLog;
+pub use loss::Loss;
+pub use lost::Lost;
+
+/// A port whose sockets are reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// Only sockets in this network namespace, as far as the kernel can tell them apart.
+    pub netns: NetnsInode,
+    /// Local port.
+    pub port: Port,
+    /// Report also every state change and the end of connections, not only of listeners.
+    pub connections: bool,
+}
+
+/// How to load the programs.
+#[derive(Clone, Debug)]
+pub struct BpfOptions {
+    /// Ports that are watched from the first event on.
+    pub ports: Vec<Watch>,
+    /// Thread groups whose exit is reported from the first event on.
+    pub owners: Vec<Tgid>,
+    /// Size of the ring buffer: a power of two of at least one page. An event
+    /// takes 104 bytes at most.
+    pub ring_bytes: u32,
+    /// Let the programs of a development build log; see [`Bpf::take_log`].
+    pub log: bool,
+}
+
+impl Default for BpfOptions {
+    /// Nothing watched, 256 KiB (about 2,500 events), no log.
+    fn default() -> Self {
+        Self { ports: Vec::new(), owners: Vec::new(), ring_bytes: 256 * 1024, log: false }
+    }
+}
+
+/// The loaded and attached programs.
+///
+/// Dropping it detaches them, which is slow: for each hook the kernel waits
+/// until no CPU can be in the tracepoint any more, about 80 ms each on 6.18.
+/// The end of the process and `execve` wait as well. Where somebody waits for
+/// the caller, drop it on another thread, or let another process hold it.
+pub struct Bpf {
+    events: RingBuf<MapData>,
+    watched: HashMap<MapData, Plain<WatchKey>, u32>,
+    ports: Array<MapData, u64>,
+    owners: HashMap<MapData, u32, u32>,
+    lost: PerCpuArray<MapData, [u64; LostReason::ALL.len()]>,
+    misses: Vec<lost::Misses>,
+    malformed: u64,
+    /// What `watched` holds: the kernel's copy is never read back.
+    watches: BTreeMap<WatchKey, u32>,
+    /// The programs can tell network namespaces apart.
+    namespaces: bool,
+    losses: Vec<Loss>,
+    log: Option<BpfLog>,
+    ebpf: Ebpf,
+}
+
+impl Bpf {
+    /// Loads the programs, enters the options' ports and owners, then attaches.
+    ///
+    /// Events that happen after this returned are reported; take a snapshot of
+    /// the socket table afterwards to learn what was there before.
+    ///
+    /// Where tracefs is not mounted, a thread mounts it for itself alone. Takes
+    /// some tens of milliseconds, most of them in aya.
+    ///
+    /// # Errors
+    ///
+    /// [`BpfError::Stub`], [`BpfError::Denied`], [`BpfError::Unsupported`] and
+    /// [`BpfError::Tracefs`] mean that this machine or build has no ebpf tier,
+    /// with the reason; [`BpfError::Failed`] that something else went wrong.
+    pub fn load(options: &BpfOptions) -> Result<Self, BpfError> {
+        load::load(options)
+    }
+
+    /// What this kernel does not tell the programs, fixed at load.
+    pub fn losses(&self) -> &[Loss] {
+        &self.losses
+    }
+
+    /// Reports the sockets of a port from now on, or changes what is reported.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the entry, e.g. because there are too many.
+    pub fn watch(&mut self, watch: Watch) -> Result<(), BpfError> {
+        let key = self.key(watch.netns, watch.port);
+        let flags = if watch.connections { watch::LISTENERS | watch::CONNECTIONS } else { watch::LISTENERS };
+        self.watched
+            .insert(Plain(key), flags, 0)
+            .map_err(|error| BpfError::map("write", map::WATCHED, error))?;
+        self.watches.insert(key, flags);
+        self.publish(watch.port)
+    }
+
+    /// Reports the sockets of a port no longer. Events already in the ring
+    /// buffer still come.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; a port that was not watched is no error.
+    pub fn unwatch(&mut self, netns: NetnsInode, port: Port) -> Result<(), BpfError> {
+        let key = self.key(netns, port);
+        if self.watches.remove(&key).is_none() {
+            return Ok(());
+        }
+        self.publish(port)?;
+        absent_is_fine(self.watched.remove(&Plain(key)))
+            .map_err(|error| BpfError::map("write", map::WATCHED, error))
+    }
+
+    /// Reports the exit of a thread group, once. Whoever begins to listen on a
+    /// watched port is entered by the programs themselves.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the entry, e.g. because there are too many.
+    pub fn own(&mut self, owner: Tgid) -> Result<(), BpfError> {
+        self.owners.insert(owner.0, 1, 0).map_err(|error| BpfError::map("write", map::OWNERS, error))
+    }
+
+    /// Reports the exit of a thread group no longer.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; a thread group that was not entered is no error.
+    pub fn disown(&mut self, owner: Tgid) -> Result<(), BpfError> {
+        absent_is_fine(self.owners.remove(&owner.0))
+            .map_err(|error| BpfError::map("write", map::OWNERS, error))
+    }
+
+    /// What the programs could not report until now.
+    ///
+    /// Not every loss makes the descriptor readable: ask after each
+    /// [`drain`](Self::drain), and before a gate opens.
+    ///
+    /// # Errors
+    ///
+    /// When the counters cannot be read; then assume the worst.
+    pub fn lost(&self) -> Result<Lost, BpfError> {
+        let failed = |error| BpfError::map("read", map::LOST, error);
+        let mut lost = Lost { malformed: self.malformed, ..Lost::default() };
+        for cpu in self.lost.get(&0, 0).map_err(failed)?.iter() {
+            for (total, count) in lost.counted.iter_mut().zip(cpu) {
+                *total += count;
+            }
+        }
+        lost.skipped = self.misses.iter().filter_map(lost::Misses::read).sum();
+        Ok(lost)
+    }
+
+    /// Takes every waiting event, oldest first, and says how many there were.
+    ///
+    /// Never blocks. Afterwards the descriptor becomes readable again with the
+    /// next event.
+    pub fn drain(&mut self, mut sink: impl FnMut(Event)) -> usize {
+        let mut count = 0;
+        while let Some(record) = self.events.next() {
+            match Event::decode(&record) {
+                Ok(event) => sink(event),
+                Err(event::Malformed) => self.malformed += 1,
+            }
+            count += 1;
+        }
+        count
+    }
+
+    /// The programs' own log, once: of a development build, when
+    /// [`BpfOptions::log`] asked for it.
+    pub fn take_log(&mut self) -> Option<BpfLog> {
+        self.log.take()
+    }
+
+    fn key(&self, netns: NetnsInode, port: Port) -> WatchKey {
+        // nsfs inode numbers are 32 bits in the kernel.
+        let inode = if self.namespaces { u32::try_from(netns.0).unwrap_or(u32::MAX) } else { 0 };
+        WatchKey::new(inode, port.get())
+    }
+
+    /// Sets the port's word of the bitmap from the watches.
+    fn publish(&mut self, port: Port) -> Result<(), BpfError> {
+        let word = port.get() / 64;
+        let watched = self.watches.keys().map(|key| key.port).filter(|port| port / 64 == word);
+        let bits = watched.fold(0u64, |bits, port| bits | 1 << (port % 64));
+        self.ports.set(u32::from(word), bits, 0).map_err(|error| BpfError::map("write", map::PORTS, error))
+    }
+}
+
+/// Removing what is not there was the wish.
+fn absent_is_fine(outcome: Result<(), MapError>) -> Result<(), MapError> {
+    match outcome {
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}
+
+impl AsFd for Bpf {
+    /// The ring buffer: readable when events are waiting.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+}
+
+impl AsRawFd for Bpf {
+    fn as_raw_fd(&self) -> RawFd {
+        self.events.as_raw_fd()
+    }
+}
+
+impl fmt::Debug for Bpf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bpf")
+            .field("watches", &self.watches)
+            .field("losses", &self.losses)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A struct of guard-common as aya takes keys and globals: as bytes.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Plain<T>(T);
+
+// SAFETY: integers without padding, asserted in guard-common.
+unsafe impl aya::Pod for Plain<WatchKey> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<guard_common::Settings> {}

@@ -1,0 +1,30 @@
+//! User side of `tcp:tcp_destroy_sock`.
+
+use guard_common::tcp_destroy_sock::EVENT;
+use guard_common::{Settings, SocketEvent, TCP_LISTEN};
+
+use super::event::{Actor, KernelSocket, Malformed, Released, instant};
+use super::hook::{address, optional};
+use crate::kernel::tracefs::{Tracefs, TracefsError};
+
+/// Compares the tracepoint with what the program relies on, and notes what may
+/// differ between kernels. Old kernels have no `family` there.
+pub(super) fn fit(tracefs: &Tracefs, settings: &mut Settings) -> Result<(), TracefsError> {
+    let format = tracefs.format(&EVENT)?;
+    format.check(&EVENT)?;
+    settings.ctx_destroy_local = address(&format, &EVENT, "saddr_v6")?;
+    settings.ctx_destroy_remote = address(&format, &EVENT, "daddr_v6")?;
+    settings.ctx_destroy_cookie = optional(&format, "sock_cookie", 8);
+    settings.ctx_destroy_family = optional(&format, "family", 2);
+    settings.observe_release = 1;
+    Ok(())
+}
+
+pub(super) fn decode(event: &SocketEvent) -> Result<Released, Malformed> {
+    Ok(Released {
+        at: instant(&event.header),
+        socket: KernelSocket::decode(event)?,
+        was_listener: event.old_state == TCP_LISTEN,
+        actor: Actor::decode(event),
+    })
+}

@@ -1,0 +1,158 @@
+//! Kernels that tell or allow less, played on this one; and development builds.
+
+use guard_common::Settings;
+use guard_core::model::ExitStatus;
+
+use super::processes::{forked, leash, tgid, wait_for};
+use super::*;
+use crate::kernel::bpf::load::Attempt;
+use crate::kernel::sandbox::{listening, netns, root_or_skip};
+use crate::kernel::tracefs::Tracefs;
+
+/// Loads what is left without `refused`, with the settings changed by `edit`.
+fn lesser(
+    test: &str,
+    options: &BpfOptions,
+    refused: &[&hook::Hook],
+    edit: fn(&mut Settings),
+) -> Option<Watcher> {
+    drop(or_skip(test, Bpf::load(options))?);
+    let refused: Vec<_> =
+        refused.iter().map(|&hook| (hook, BpfError::Option { what: "refused by the test".into() })).collect();
+    let loaded = Tracefs::with(|tracefs| {
+        let mut attempt = Attempt::prepare(tracefs, &refused).unwrap();
+        edit(&mut attempt.settings);
+        attempt.run(options).map_err(|(_, error)| error)
+    });
+    Some(Watcher::of(or_skip(test, loaded.unwrap())?))
+}
+
+#[test]
+fn without_the_release_hook_the_ends_of_listen_still_come() {
+    const NAME: &str = "without_the_release_hook_the_ends_of_listen_still_come";
+    netns(NAME, || {
+        let port = free_port();
+        let options = BpfOptions { ports: vec![listeners(port)], ..BpfOptions::default() };
+        let Some(mut watcher) = lesser(NAME, &options, &[&hook::DESTROY_SOCK], |_| ()) else { return };
+        let [Loss::ReleaseUnobserved { why }] = watcher.bpf.losses() else {
+            panic!("{:?}", watcher.bpf.losses())
+        };
+        assert_eq!(why, "refused by the test");
+        drop(listening("127.0.0.1", Some(port), REUSE));
+        assert_eq!(words(watcher.until("the end of LISTEN", |seen| seen.len() == 2)), LIFE[..2]);
+        assert_eq!(watcher.remembered(), 0, "nobody would take the entry out");
+    });
+}
+
+#[test]
+fn without_namespaces_the_port_is_watched_in_all_of_them() {
+    const NAME: &str = "without_namespaces_the_port_is_watched_in_all_of_them";
+    netns(NAME, || {
+        let port = free_port();
+        let options = BpfOptions { ports: vec![listeners(port)], ..BpfOptions::default() };
+        let blind = |settings: &mut Settings| (settings.sock_net, settings.net_inum) = (0, 0);
+        let Some(mut watcher) = lesser(NAME, &options, &[], blind) else { return };
+        let elsewhere = move || netns(NAME, move || drop(listening("127.0.0.1", Some(port), REUSE)));
+        std::thread::spawn(elsewhere).join().unwrap();
+        let seen = watcher.until_released(port);
+        assert_eq!(words(seen), LIFE);
+        assert!(seen.iter().all(|event| socket(event).netns.is_none()));
+    });
+}
+
+#[test]
+fn the_one_byte_protocol_of_old_kernels_works() {
+    const NAME: &str = "the_one_byte_protocol_of_old_kernels_works";
+    if cfg!(target_endian = "big") {
+        return;
+    }
+    netns(NAME, || {
+        let port = free_port();
+        let options = BpfOptions { ports: vec![listeners(port)], ..BpfOptions::default() };
+        // On a little-endian machine the first byte of the two is the same number.
+        let Some(mut watcher) = lesser(NAME, &options, &[], |settings| settings.ctx_protocol_size = 1) else {
+            return;
+        };
+        drop(listening("127.0.0.1", Some(port), REUSE));
+        assert_eq!(words(watcher.until_released(port)), LIFE);
+    });
+}
+
+#[test]
+fn the_end_of_a_group_is_found_without_the_tracepoint_s_field() {
+    const NAME: &str = "the_end_of_a_group_is_found_without_the_tracepoint_s_field";
+    let by_count: fn(&mut Settings) = |settings| settings.ctx_group_dead = 0;
+    let by_leader: fn(&mut Settings) = |settings| (settings.ctx_group_dead, settings.signal_live) = (0, 0);
+    let without_status: fn(&mut Settings) = |settings| settings.signal_flags = 0;
+    if !root_or_skip(NAME) {
+        return;
+    }
+    for (edit, status) in [
+        (by_count, Some(ExitStatus::Code(9))),
+        (by_leader, Some(ExitStatus::Code(9))),
+        (without_status, None),
+    ] {
+        let Some(mut watcher) = lesser(NAME, &BpfOptions::default(), &[], edit) else { return };
+        let (ours, theirs) = leash();
+        let child = forked(|| {
+            wait_for(&ours);
+            9
+        });
+        watcher.bpf.own(tgid(child)).unwrap();
+        nix::unistd::write(&theirs, b"x").unwrap();
+        let seen = watcher.until("an exit", |seen| !seen.is_empty());
+        assert_eq!(words(seen), [format!("exited {status:?}")]);
+        nix::sys::wait::waitpid(child, None).unwrap();
+    }
+}
+
+#[test]
+fn a_development_build_logs_what_it_sends_when_asked() {
+    const NAME: &str = "a_development_build_logs_what_it_sends_when_asked";
+    netns(NAME, || {
+        let port = free_port();
+        let options = BpfOptions { ports: vec![listeners(port)], log: true, ..BpfOptions::default() };
+        let Some(mut watcher) = Watcher::load(NAME, &options) else { return };
+        // An object built without the feature has no log.
+        let Some(mut log) = watcher.bpf.take_log() else { return };
+        let lines = Lines::default();
+        tracing::subscriber::with_default(lines.subscriber(), || {
+            drop(listening("127.0.0.1", Some(port), REUSE));
+            watcher.until_released(port);
+            log.flush();
+        });
+        let text = lines.text();
+        for part in [format!("port {port}: state 7 -> 10"), format!("port {port}: released")] {
+            assert!(text.contains(&part), "{part:?} is not in: {text}");
+        }
+    });
+}
+
+/// What was logged, in memory.
+#[derive(Clone, Default)]
+struct Lines(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Lines {
+    fn subscriber(&self) -> impl tracing::Subscriber + use<> {
+        let lines = self.clone();
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_writer(move || lines.clone())
+            .finish()
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

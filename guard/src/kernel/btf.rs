@@ -1,0 +1,392 @@
+//! Where members lie in the running kernel's structures.
+//!
+//! The kernel describes its own types in BTF (`/sys/kernel/btf/vmlinux`, since
+//! 5.4 with `CONFIG_DEBUG_INFO_BTF`). The BPF programs read a handful of kernel
+//! members and have no relocation of their own, so the guard looks the offsets
+//! up and passes them in.
+//!
+//! The scanner is ours because aya keeps the members of BTF structures to
+//! itself. It walks the type section once, keeps one word per type so that a
+//! member's type can be found again, and compares names of structures only.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+
+use thiserror::Error;
+
+/// The running kernel's types.
+pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// A member of a kernel structure, e.g. `sock_common`, `["skc_net", "net"]`.
+///
+/// Members of anonymous structures and unions are found under the structure
+/// that contains them, as in C. A path descends by value and not through pointers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Name of the structure.
+    pub structure: &'static str,
+    /// Member, member of that member, and so on.
+    pub path: &'static [&'static str],
+}
+
+/// Why the kernel's types could not be read.
+#[derive(Debug, Error)]
+pub enum BtfError {
+    /// The file is missing or may not be read.
+    #[error("cannot read the kernel's types from {path}: {source}")]
+    Read {
+        /// The file.
+        path: &'static str,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// It is not BTF of this machine's byte order.
+    #[error("the kernel's types are not BTF: {what}")]
+    Format {
+        /// What was expected and not found.
+        what: &'static str,
+    },
+    /// A kind of type that is newer than this program, so its length is unknown.
+    #[error("the kernel's types contain kind {kind}, which this version of portguard does not know")]
+    UnknownKind {
+        /// The number of the kind.
+        kind: u32,
+    },
+}
+
+/// Offsets in bytes of `wanted` in the running kernel, `None` for each member
+/// that it does not have.
+///
+/// # Errors
+///
+/// [`BtfError`] when the kernel has no BTF or it cannot be understood.
+pub fn kernel_offsets<const N: usize>(wanted: &[Member; N]) -> Result<[Option<u32>; N], BtfError> {
+    offsets(&read(VMLINUX)?, wanted)
+}
+
+/// Reads `path` whole; sysfs hands out one page per call, so the buffer gets
+/// its final size at once.
+fn read(path: &'static str) -> Result<Vec<u8>, BtfError> {
+    let failed = |source| BtfError::Read { path, source };
+    let mut file = File::open(path).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
+    let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
+    file.read_to_end(&mut content).map_err(failed)?;
+    Ok(content)
+}
+
+/// Offsets in bytes of `wanted` in `btf`, `None` for each member that it does
+/// not have or that is a bit field.
+///
+/// # Errors
+///
+/// [`BtfError::Format`] and [`BtfError::UnknownKind`].
+pub fn offsets<const N: usize>(btf: &[u8], wanted: &[Member; N]) -> Result<[Option<u32>; N], BtfError> {
+    let types = Types::index(btf, wanted)?;
+    let mut found = [None; N];
+    for &(index, at) in &types.candidates {
+        if let (slot @ None, Some(member)) = (&mut found[index], wanted.get(index)) {
+            *slot = types.resolve(at, member.path, 0);
+        }
+    }
+    Ok(found)
+}
+
+/// Kinds of `include/uapi/linux/btf.h`.
+mod kind {
+    pub(super) const INT: u32 = 1;
+    pub(super) const PTR: u32 = 2;
+    pub(super) const ARRAY: u32 = 3;
+    pub(super) const STRUCT: u32 = 4;
+    pub(super) const UNION: u32 = 5;
+    pub(super) const ENUM: u32 = 6;
+    pub(super) const FWD: u32 = 7;
+    pub(super) const TYPEDEF: u32 = 8;
+    pub(super) const VOLATILE: u32 = 9;
+    pub(super) const CONST: u32 = 10;
+    pub(super) const RESTRICT: u32 = 11;
+    pub(super) const FUNC: u32 = 12;
+    pub(super) const FUNC_PROTO: u32 = 13;
+    pub(super) const VAR: u32 = 14;
+    pub(super) const DATASEC: u32 = 15;
+    pub(super) const FLOAT: u32 = 16;
+    pub(super) const DECL_TAG: u32 = 17;
+    pub(super) const TYPE_TAG: u32 = 18;
+    pub(super) const ENUM64: u32 = 19;
+}
+
+const MAGIC: u16 = 0xeb9f;
+/// Anonymous structures, and chains of typedefs and qualifiers, nest no deeper
+/// than this in any kernel; it only ends the walk in a corrupt file.
+const MAX_DEPTH: u32 = 32;
+
+/// The sections of a BTF blob, with a way from a type's number to its place.
+struct Types<'a> {
+    types: &'a [u8],
+    strings: &'a [u8],
+    /// Place of type `n + 1` in `types`.
+    places: Vec<u32>,
+    /// (index into `wanted`, place of a structure of the wanted name).
+    candidates: Vec<(usize, usize)>,
+}
+
+/// The fixed part of a type.
+struct Type {
+    name: u32,
+    kind: u32,
+    members: usize,
+    /// `kind_flag`: member offsets carry a bit field's size in the top byte.
+    bit_fields: bool,
+    /// Size or referred type.
+    target: u32,
+}
+
+impl<'a> Types<'a> {
+    fn index(btf: &'a [u8], wanted: &[Member]) -> Result<Self, BtfError> {
+        let format = |what| BtfError::Format { what };
+        if btf.get(..2) != Some(&MAGIC.to_ne_bytes()) {
+            return Err(format("no magic number in this machine's byte order"));
+        }
+        let header = |at| word(btf, at).ok_or(format("the header is cut off"));
+        let header_len = header(4)?;
+        let section = |offset: u32, len: u32| {
+            let start = usize::try_from(u64::from(header_len) + u64::from(offset)).ok()?;
+            btf.get(start..start.checked_add(usize::try_from(len).ok()?)?)
+        };
+        let types = section(header(8)?, header(12)?).ok_or(format("the type section is cut off"))?;
+        let strings = section(header(16)?, header(20)?).ok_or(format("the string section is cut off"))?;
+
+        // Types of a kernel take 14 bytes or more on average.
+        let mut places = Vec::with_capacity(types.len() / 14);
+        let mut candidates = Vec::new();
+        let mut this = Self { types, strings, places: Vec::new(), candidates: Vec::new() };
+        let mut at = 0;
+        while at < types.len() {
+            let found = this.at(at).ok_or(format("a type is cut off"))?;
+            // BTF sections are limited to 2^32 bytes by their own header.
+            places.push(at as u32);
+            if found.kind == kind::STRUCT && found.members > 0 {
+                let named = |(_, member): &(usize, &Member)| this.named(found.name, member.structure);
+                candidates.extend(wanted.iter().enumerate().filter(named).map(|(index, _)| (index, at)));
+            }
+            let members = found.members;
+            at += 12
+                + match found.kind {
+                    kind::INT | kind::VAR | kind::DECL_TAG => 4,
+                    kind::ARRAY => 12,
+                    kind::STRUCT | kind::UNION | kind::DATASEC | kind::ENUM64 => 12 * members,
+                    kind::ENUM | kind::FUNC_PROTO => 8 * members,
+                    kind::PTR
+                    | kind::FWD
+                    | kind::TYPEDEF
+                    | kind::VOLATILE
+                    | kind::CONST
+                    | kind::RESTRICT
+                    | kind::FUNC
+                    | kind::FLOAT
+                    | kind::TYPE_TAG => 0,
+                    unknown => return Err(BtfError::UnknownKind { kind: unknown }),
+                };
+        }
+        this.places = places;
+        this.candidates = candidates;
+        Ok(this)
+    }
+
+    fn at(&self, at: usize) -> Option<Type> {
+        let fixed = self.types.get(at..)?.first_chunk::<12>()?;
+        let info = word(fixed, 4)?;
+        Some(Type {
+            name: word(fixed, 0)?,
+            kind: info >> 24 & 0x1f,
+            members: (info & 0xffff) as usize,
+            bit_fields: info >> 31 == 1,
+            target: word(fixed, 8)?,
+        })
+    }
+
+    /// The string at `name` is exactly `expected`.
+    fn named(&self, name: u32, expected: &str) -> bool {
+        let Some(rest) = self.strings.get(name as usize..) else {
+            return false;
+        };
+        rest.strip_prefix(expected.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
+    }
+
+    /// Place of the structure or union that type `id` is, seen through typedefs
+    /// and qualifiers.
+    fn aggregate(&self, mut id: u32) -> Option<usize> {
+        for _ in 0..MAX_DEPTH {
+            let at = *self.places.get(usize::try_from(id).ok()?.checked_sub(1)?)? as usize;
+            let found = self.at(at)?;
+            match found.kind {
+                kind::STRUCT | kind::UNION => return Some(at),
+                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => {
+                    id = found.target;
+                }
+                _ => return None,
+            }
+        }
+        None
+    }
+
+    /// Offset in bytes of `path` from the beginning of the aggregate at `at`.
+    fn resolve(&self, at: usize, path: &[&str], depth: u32) -> Option<u32> {
+        let (&first, rest) = path.split_first()?;
+        let aggregate = self.at(at)?;
+        if depth == MAX_DEPTH {
+            return None;
+        }
+        (0..aggregate.members).find_map(|index| {
+            let member = at + 12 + 12 * index;
+            let name = word(self.types, member)?;
+            let id = word(self.types, member + 4)?;
+            let offset = byte_offset(word(self.types, member + 8)?, aggregate.bit_fields);
+            if self.named(name, first) {
+                return match rest {
+                    [] => offset,
+                    _ => Some(offset? + self.resolve(self.aggregate(id)?, rest, depth + 1)?),
+                };
+            }
+            // The empty string is at 0: an anonymous structure or union.
+            (name == 0).then(|| Some(offset? + self.resolve(self.aggregate(id)?, path, depth + 1)?))?
+        })
+    }
+}
+
+/// A member's offset in bytes; a bit field has none.
+fn byte_offset(raw: u32, bit_fields: bool) -> Option<u32> {
+    let (bits, width) = if bit_fields { (raw & 0x00ff_ffff, raw >> 24) } else { (raw, 0) };
+    (width == 0 && bits % 8 == 0).then_some(bits / 8)
+}
+
+/// The 32-bit word at byte `at`.
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk::<4>().map(|word| u32::from_ne_bytes(*word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Builds a blob: types are pushed as raw words, names are interned.
+    #[derive(Default)]
+    struct Blob {
+        types: Vec<u8>,
+        strings: Vec<u8>,
+    }
+
+    impl Blob {
+        fn new() -> Self {
+            Self { types: Vec::new(), strings: vec![0] }
+        }
+
+        fn name(&mut self, name: &str) -> u32 {
+            if name.is_empty() {
+                return 0;
+            }
+            let at = self.strings.len() as u32;
+            self.strings.extend(name.bytes().chain([0]));
+            at
+        }
+
+        fn push(&mut self, name: &str, info: u32, target: u32, extra: &[u32]) {
+            let name = self.name(name);
+            for word in [name, info, target].iter().chain(extra) {
+                self.types.extend(word.to_ne_bytes());
+            }
+        }
+
+        fn structure(&mut self, name: &str, kind: u32, members: &[(&str, u32, u32)], flag: bool) {
+            let extra: Vec<u32> =
+                members.iter().flat_map(|&(name, id, offset)| [self.name(name), id, offset]).collect();
+            self.push(name, u32::from(flag) << 31 | kind << 24 | members.len() as u32, 64, &extra);
+        }
+
+        fn build(&self) -> Vec<u8> {
+            let mut blob = MAGIC.to_ne_bytes().to_vec();
+            blob.extend([1, 0]);
+            let (types, strings) = (self.types.len() as u32, self.strings.len() as u32);
+            for word in [24, 0, types, types, strings] {
+                blob.extend(word.to_ne_bytes());
+            }
+            blob.extend(&self.types);
+            blob.extend(&self.strings);
+            blob
+        }
+    }
+
+    fn sample() -> Blob {
+        let mut blob = Blob::new();
+        blob.push("int", kind::INT << 24, 4, &[0]); // 1
+        blob.structure("inner", kind::STRUCT, &[("deep", 1, 32)], false); // 2
+        blob.push("inner_t", kind::TYPEDEF << 24, 2, &[]); // 3
+        blob.push("", kind::CONST << 24, 3, &[]); // 4
+        blob.structure("", kind::UNION, &[("in_union", 1, 0)], false); // 5
+        blob.structure("outer", kind::STRUCT, &[("first", 1, 0), ("", 5, 64), ("nested", 4, 128)], false); // 6
+        blob.structure("flags", kind::STRUCT, &[("one_bit", 1, 1 << 24 | 8), ("whole", 1, 64)], true); // 7
+        blob
+    }
+
+    fn offset(blob: &[u8], structure: &'static str, path: &'static [&'static str]) -> Option<u32> {
+        offsets(blob, &[Member { structure, path }]).unwrap()[0]
+    }
+
+    #[test]
+    fn members_are_found_through_typedefs_and_anonymous_unions() {
+        let blob = sample().build();
+        assert_eq!(offset(&blob, "outer", &["first"]), Some(0));
+        assert_eq!(offset(&blob, "outer", &["in_union"]), Some(8));
+        assert_eq!(offset(&blob, "outer", &["nested", "deep"]), Some(20));
+        assert_eq!(offset(&blob, "outer", &["nope"]), None);
+        assert_eq!(offset(&blob, "oute", &["first"]), None);
+        assert_eq!(offset(&blob, "outer", &["first", "deep"]), None);
+    }
+
+    #[test]
+    fn a_bit_field_has_no_byte_offset() {
+        let blob = sample().build();
+        assert_eq!(offset(&blob, "flags", &["one_bit"]), None);
+        assert_eq!(offset(&blob, "flags", &["whole"]), Some(8));
+    }
+
+    #[test]
+    fn an_unknown_kind_is_an_error_and_not_garbage() {
+        let mut blob = sample();
+        blob.push("future", 31 << 24, 0, &[]);
+        let wanted = [Member { structure: "outer", path: &["first"] }];
+        assert!(matches!(offsets(&blob.build(), &wanted), Err(BtfError::UnknownKind { kind: 31 })));
+    }
+
+    #[test]
+    fn a_blob_cut_off_anywhere_is_refused_without_a_panic() {
+        let blob = sample().build();
+        let wanted = [Member { structure: "outer", path: &["nested", "deep"] }];
+        for len in 0..blob.len() {
+            assert!(offsets(&blob[..len], &wanted).is_err(), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn a_structure_that_contains_itself_ends_the_walk() {
+        let mut blob = Blob::new();
+        blob.structure("loop", kind::STRUCT, &[("", 1, 0)], false);
+        assert_eq!(offset(&blob.build(), "loop", &["absent"]), None);
+    }
+
+    #[test]
+    fn the_running_kernel_tells_where_its_members_are() {
+        if !std::path::Path::new(VMLINUX).exists() {
+            eprintln!("skipped: this kernel has no {VMLINUX}");
+            return;
+        }
+        let [pid, comm, absent] = kernel_offsets(&[
+            Member { structure: "task_struct", path: &["pid"] },
+            Member { structure: "task_struct", path: &["comm"] },
+            Member { structure: "task_struct", path: &["portguard"] },
+        ])
+        .unwrap();
+        assert!(pid.is_some() && comm.is_some() && pid != comm);
+        assert_eq!(absent, None);
+    }
+}

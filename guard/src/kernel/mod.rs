@@ -1,0 +1,21 @@
+//! Thin doors to the kernel: one file per interface, synchronous, without
+//! policy and without reading the clock.
+//!
+//! Everything in here answers in the words of `guard_core::model`. Each door
+//! has one error type, and keeps "this kernel cannot" (`Unsupported`), "you may
+//! not" (`Denied`) and "it went wrong" (`Failed`) apart.
+
+pub mod bind;
+pub mod bpf;
+pub mod btf;
+pub mod exit_set;
+pub mod features;
+pub mod names;
+pub mod netns;
+pub mod pidfd;
+pub mod procfs;
+pub mod sock_diag;
+pub mod tracefs;
+
+#[cfg(test)]
+pub(crate) mod sandbox;

@@ -1,0 +1,263 @@
+//! `NETLINK_SOCK_DIAG`: the kernel's own list of TCP sockets.
+//!
+//! # What a dump is, and is not
+//!
+//! A dump is a walk along hash chains, not a snapshot. Per address family the
+//! kernel walks the listeners, then the bound-only sockets (Linux 6.8), then
+//! everything else (`inet_diag_dump_icsk`), one chain lock at a time, and goes
+//! on where it was by counting when the reply needs another buffer. So a socket
+//! that moves from a later table to an earlier one meanwhile (bound → `LISTEN`)
+//! or from one chain to another may be missing, and one that moves the other
+//! way may show twice (of which the later row is kept). **An empty dump is no
+//! proof that a port is free**: only a bind probe is, see [`super::bind`].
+//! `NLM_F_DUMP_INTR` does not tell: this interface never counts generations.
+//!
+//! # Network namespace
+//!
+//! A [`SockDiag`] sees the network namespace of the thread that *opened* it, for
+//! as long as it lives.
+
+mod channel;
+mod destroyed;
+mod row;
+
+pub use destroyed::{DestroyedSockets, Drained};
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::IpAddr;
+
+use guard_core::model::{Port, Socket, SocketCookie};
+use netlink_packet_core::{DecodeError, NLM_F_ACK, NLM_F_DUMP};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_packet_sock_diag::{AF_INET, AF_INET6, IPPROTO_TCP, SockDiagDestroy, SockDiagMessage};
+use nix::errno::Errno;
+
+use channel::{Channel, Ending};
+
+/// Every state from 1 to 13. A kernel before 6.8 does not know 13
+/// (`TCP_BOUND_INACTIVE`) and ignores the bit.
+const ALL_STATES: u32 = (1 << 14) - 2;
+
+/// How often a dump that the kernel reports as torn is asked for again: a dump
+/// is torn by an overrun receive buffer, which a second try seldom meets.
+const ATTEMPTS: u32 = 4;
+
+const NEEDS_DIAG: &str =
+    "a kernel with CONFIG_INET_DIAG and CONFIG_INET_TCP_DIAG, and a sandbox that allows AF_NETLINK";
+const NEEDS_DESTROY: &str =
+    "a kernel with CONFIG_INET_DIAG_DESTROY (and a newer one than 5.10 for TIME_WAIT)";
+
+/// What can go wrong with a dump.
+#[derive(Debug, thiserror::Error)]
+pub enum SockDiagError {
+    /// This kernel or sandbox has no `sock_diag` for TCP.
+    #[error("listing TCP sockets by sock_diag is not possible here: it needs {needs} ({source})")]
+    Unsupported {
+        /// What would make it possible.
+        needs: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A security policy forbids it; no capability is needed otherwise.
+    #[error("{operation} of sock_diag was denied by a security policy (seccomp or an LSM): {source}")]
+    Denied {
+        /// The step.
+        operation: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Any other error of the kernel.
+    #[error("{operation} of sock_diag failed: {source}")]
+    Failed {
+        /// The step.
+        operation: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A reply could not be decoded.
+    #[error("a reply of sock_diag cannot be read: {source}")]
+    Garbled {
+        /// Where it broke.
+        source: DecodeError,
+    },
+    /// Every attempt was cut short, the table being too big or too busy.
+    #[error("sock_diag never gave a whole list of TCP sockets in {attempts} attempts")]
+    Torn {
+        /// How many dumps were made.
+        attempts: u32,
+    },
+}
+
+/// Why a socket was not destroyed.
+#[derive(Debug, thiserror::Error)]
+pub enum DestroyError {
+    /// The kernel cannot destroy sockets, or not ones in this state.
+    #[error("the kernel cannot destroy this socket: it needs {needs}")]
+    Unsupported {
+        /// What would make it possible.
+        needs: &'static str,
+    },
+    /// `CAP_NET_ADMIN` over the socket's network namespace is missing.
+    #[error("destroying a socket was denied: it needs {capability} over its network namespace")]
+    Denied {
+        /// The capability's name.
+        capability: &'static str,
+    },
+    /// The socket was gone already.
+    #[error("the socket is gone already")]
+    Gone,
+    /// The socket is there, but the kernel's lookup by address does not lead to
+    /// it: a bound-only socket, or one of a `SO_REUSEPORT` group.
+    #[error(
+        "the socket is still there, but the kernel finds no way to it by its address (bound only, or one of a SO_REUSEPORT group)"
+    )]
+    NotAddressable,
+    /// The row came from a source without cookies: nothing says that the socket
+    /// with this address is still the same.
+    #[error("the socket has no cookie to recognise it by (it was read from /proc/net/tcp)")]
+    NoCookie,
+    /// The request itself failed.
+    #[error("destroying a socket: {0}")]
+    Request(#[from] SockDiagError),
+}
+
+/// An open `NETLINK_SOCK_DIAG` socket.
+#[derive(Debug)]
+pub struct SockDiag {
+    channel: Channel,
+}
+
+impl SockDiag {
+    /// Opens it in the calling thread's network namespace. No privilege needed.
+    ///
+    /// # Errors
+    ///
+    /// [`SockDiagError::Unsupported`] and [`SockDiagError::Denied`] above all.
+    pub fn open() -> Result<Self, SockDiagError> {
+        Ok(Self { channel: Channel::open()? })
+    }
+
+    /// All TCP sockets, IPv4 and IPv6, whose *local* port is `port`: listeners,
+    /// connections, bound-only ones (since Linux 6.8), request sockets and
+    /// TIME_WAIT, in the kernel's order, IPv4 first.
+    ///
+    /// Blocks only for the kernel's own walk. See the module on what a missing
+    /// row means.
+    ///
+    /// # Errors
+    ///
+    /// See [`SockDiagError`].
+    pub fn dump(&mut self, port: Port) -> Result<Vec<Socket>, SockDiagError> {
+        let mut sockets = self.dump_family(AF_INET, port)?;
+        sockets.append(&mut self.dump_family(AF_INET6, port)?);
+        Ok(sockets)
+    }
+
+    fn dump_family(&mut self, family: u8, port: Port) -> Result<Vec<Socket>, SockDiagError> {
+        for _ in 0..ATTEMPTS {
+            let mut sockets: Vec<Socket> = Vec::new();
+            let request = SockDiagMessage::InetRequest(InetRequest {
+                family,
+                protocol: IPPROTO_TCP,
+                // INET_DIAG_SKV6ONLY and INET_DIAG_SHUTDOWN come unasked.
+                extensions: ExtensionFlags::empty(),
+                states: StateFlags::from_bits_retain(ALL_STATES),
+                socket_id: id_of_port(family, port),
+            });
+            let ending = self.channel.exchange(request, NLM_F_DUMP, "a dump", |payload| {
+                // The kernel filters listeners and connections by
+                // `idiag_sport`, but not bound-only sockets.
+                if let Some(socket) = row::decode(payload)?
+                    && socket.port == port
+                {
+                    keep_latest(&mut sockets, socket);
+                }
+                Ok(())
+            })?;
+            match ending {
+                Ending::Whole => return Ok(sockets),
+                Ending::Torn => {}
+                Ending::Refused(Errno::ENOENT) if family == AF_INET6 => {
+                    // A kernel without IPv6 has no such handler, and no such sockets.
+                    return Ok(sockets);
+                }
+                Ending::Refused(errno) => return Err(refused(errno)),
+            }
+        }
+        Err(SockDiagError::Torn { attempts: ATTEMPTS })
+    }
+
+    /// `SOCK_DESTROY`: the kernel aborts exactly this socket, recognised by its
+    /// addresses *and* its cookie. A TIME_WAIT socket is gone then. A listener
+    /// stays bound until its owner closes it: the port is bindable at once for
+    /// whoever shares `SO_REUSEADDR` with it, and for nobody else.
+    ///
+    /// # Errors
+    ///
+    /// See [`DestroyError`]; [`DestroyError::Gone`] is as good as done.
+    pub fn destroy(&mut self, socket: &Socket) -> Result<(), DestroyError> {
+        let cookie = socket.cookie.ok_or(DestroyError::NoCookie)?;
+        let socket_id = row::encode_id(socket, cookie);
+        let family = if socket_id.source_address.is_ipv4() { AF_INET } else { AF_INET6 };
+        let request = SockDiagDestroy::new(SockDiagMessage::InetRequest(InetRequest {
+            family,
+            protocol: IPPROTO_TCP,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::from_bits_retain(ALL_STATES),
+            socket_id,
+        }));
+        match self.channel.exchange(request, NLM_F_ACK, "destroying a socket", |_| Ok(()))? {
+            // One acknowledgement cannot be torn: it fits into every buffer.
+            Ending::Whole | Ending::Torn => Ok(()),
+            Ending::Refused(Errno::EOPNOTSUPP) => Err(DestroyError::Unsupported { needs: NEEDS_DESTROY }),
+            Ending::Refused(Errno::EPERM | Errno::EACCES) => {
+                Err(DestroyError::Denied { capability: "CAP_NET_ADMIN" })
+            }
+            Ending::Refused(Errno::ENOENT | Errno::ESTALE) => Err(self.why_not_found(socket.port, cookie)?),
+            Ending::Refused(errno) => {
+                Err(SockDiagError::Failed { operation: "destroying a socket", source: errno.into() }.into())
+            }
+        }
+    }
+
+    /// The kernel says ENOENT both for a socket that is gone and for one that
+    /// its lookup by address does not reach; the table tells them apart.
+    fn why_not_found(&mut self, port: Port, cookie: SocketCookie) -> Result<DestroyError, SockDiagError> {
+        let still_there = self.dump(port)?.iter().any(|socket| socket.cookie == Some(cookie));
+        Ok(if still_there { DestroyError::NotAddressable } else { DestroyError::Gone })
+    }
+}
+
+fn id_of_port(family: u8, port: Port) -> SocketId {
+    let base = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
+    SocketId { source_port: port.get(), ..base }
+}
+
+/// A socket that moved during the walk shows twice: the later row is the truth.
+fn keep_latest(sockets: &mut Vec<Socket>, socket: Socket) {
+    match sockets.iter_mut().find(|known| known.cookie.is_some() && known.cookie == socket.cookie) {
+        Some(known) => *known = socket,
+        None => sockets.push(socket),
+    }
+}
+
+fn refused(errno: Errno) -> SockDiagError {
+    let source = io::Error::from(errno);
+    match errno {
+        Errno::ENOENT | Errno::EOPNOTSUPP | Errno::EINVAL => {
+            SockDiagError::Unsupported { needs: NEEDS_DIAG, source }
+        }
+        Errno::EPERM | Errno::EACCES => SockDiagError::Denied { operation: "a dump", source },
+        _ => SockDiagError::Failed { operation: "a dump", source },
+    }
+}
+
+/// An IPv4 address that an AF_INET6 socket shows as `::ffff:a.b.c.d`.
+fn unmapped(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => address.to_ipv4_mapped().map(IpAddr::V4),
+    }
+}

@@ -1,0 +1,154 @@
+//! The kernel's own announcements of destroyed TCP sockets.
+//!
+//! `sock_diag_broadcast_destroy()` sends one message per full socket from a
+//! workqueue after `__sk_free()`, so always after the bind bucket was released.
+//! TIME_WAIT sockets are never announced. Anybody may listen; the groups exist
+//! since Linux 4.3 and end at the border of the network namespace.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use guard_core::model::{Port, Socket};
+use netlink_packet_core::NetlinkBuffer;
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use netlink_sys::{Socket as NetlinkSocket, SocketAddr};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::{NEEDS_DIAG, SockDiagError, row};
+
+/// `SKNLGRP_INET_TCP_DESTROY` and `SKNLGRP_INET6_TCP_DESTROY` of `linux/sock_diag.h`.
+const GROUPS: [u32; 2] = [1, 3];
+
+/// Where a message has the local port: `nlmsghdr` (16), then four bytes and
+/// `idiag_sport` of `inet_diag_msg`.
+const SPORT_OFFSET: u32 = 20;
+
+/// One announcement is a few hundred bytes.
+const DATAGRAM: usize = 8 * 1024;
+
+/// What became of the announcements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// All that had been sent were read.
+    Whole,
+    /// The receive buffer overran (`ENOBUFS`): some were lost.
+    Overrun,
+}
+
+/// A subscription to the destruction of the sockets on a few ports.
+pub struct DestroyedSockets {
+    socket: NetlinkSocket,
+    buffer: Vec<u8>,
+}
+
+impl std::fmt::Debug for DestroyedSockets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DestroyedSockets").finish_non_exhaustive()
+    }
+}
+
+impl AsFd for DestroyedSockets {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl DestroyedSockets {
+    /// Subscribes in the calling thread's network namespace; the kernel drops
+    /// the messages about all other ports. `receive_bytes` sizes the receive
+    /// buffer, `None` leaves the system's default.
+    ///
+    /// # Errors
+    ///
+    /// See [`SockDiagError`].
+    pub fn subscribe(ports: &[Port], receive_bytes: Option<usize>) -> Result<Self, SockDiagError> {
+        let failed = |source| match Errno::from_raw(io::Error::raw_os_error(&source).unwrap_or(0)) {
+            Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::EINVAL => {
+                SockDiagError::Unsupported { needs: NEEDS_DIAG, source }
+            }
+            Errno::EPERM | Errno::EACCES => SockDiagError::Denied { operation: "subscribing to", source },
+            _ => SockDiagError::Failed { operation: "subscribing to", source },
+        };
+        let mut socket = NetlinkSocket::new(NETLINK_SOCK_DIAG).map_err(failed)?;
+        if let Some(bytes) = receive_bytes {
+            setsockopt(&socket, sockopt::RcvBuf, &bytes).map_err(|errno| failed(errno.into()))?;
+        }
+        // The filter comes first: nothing unfiltered is ever queued.
+        attach_filter(&socket, &filter(ports)).map_err(failed)?;
+        socket.set_non_blocking(true).map_err(failed)?;
+        socket.bind(&SocketAddr::new(0, 0)).map_err(failed)?;
+        for group in GROUPS {
+            socket.add_membership(group).map_err(failed)?;
+        }
+        Ok(Self { socket, buffer: Vec::with_capacity(DATAGRAM) })
+    }
+
+    /// Reads every waiting announcement, oldest first. Never blocks. A message
+    /// that cannot be decoded counts as lost.
+    ///
+    /// # Errors
+    ///
+    /// When the socket fails for good.
+    pub fn drain(&mut self, mut sink: impl FnMut(Socket)) -> Result<Drained, SockDiagError> {
+        let mut drained = Drained::Whole;
+        loop {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, 0) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(drained),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                    drained = Drained::Overrun;
+                    continue;
+                }
+                Err(source) => return Err(SockDiagError::Failed { operation: "listening to", source }),
+            }
+            let decoded = NetlinkBuffer::new_checked(self.buffer.as_slice())
+                .and_then(|message| row::decode(message.payload()));
+            match decoded {
+                Ok(Some(socket)) => sink(socket),
+                Ok(None) => {}
+                Err(_) => drained = Drained::Overrun,
+            }
+        }
+    }
+}
+
+/// Classic BPF: pass a message whose local port is one of `ports`.
+fn filter(ports: &[Port]) -> Vec<libc::sock_filter> {
+    const LOAD_HALF: u16 = 0x28; // BPF_LD | BPF_H | BPF_ABS
+    const JUMP_IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+    let instruction = |code, k, jt| libc::sock_filter { code, jt, jf: 0, k };
+    let mut program = vec![instruction(LOAD_HALF, SPORT_OFFSET, 0)];
+    for port in ports {
+        // Each port: unless equal, skip its "pass".
+        program.push(libc::sock_filter { code: JUMP_IF_EQUAL, jt: 0, jf: 1, k: u32::from(port.get()) });
+        program.push(instruction(RETURN, u32::MAX, 0));
+    }
+    program.push(instruction(RETURN, 0, 0));
+    program
+}
+
+fn attach_filter(socket: &NetlinkSocket, program: &[libc::sock_filter]) -> io::Result<()> {
+    let too_long = |_| io::Error::other("too many ports for one filter");
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(too_long)?,
+        // The kernel only reads it.
+        filter: program.as_ptr().cast_mut(),
+    };
+    let length = libc::socklen_t::try_from(size_of_val(&program)).map_err(too_long)?;
+    // SAFETY: the option takes a `sock_fprog`, whose pointer and length describe a slice that outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            length,
+        )
+    };
+    Errno::result(result).map(drop).map_err(io::Error::from)
+}

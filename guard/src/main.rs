@@ -1,0 +1,5 @@
+//! The `portguard` command.
+
+fn main() -> std::process::ExitCode {
+    guard::cli::main()
+}

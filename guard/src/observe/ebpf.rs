@@ -1,0 +1,120 @@
+//! The ebpf tier: what the BPF programs report, as facts.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+use guard_core::gate::{Fact, Hint};
+use guard_core::model::{Instant, ProcessId, Tgid};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tracing::{debug, trace, warn};
+
+use crate::kernel::bpf::{Bpf, BpfError, BpfLog, Event};
+
+/// The loaded programs and their ring buffer.
+pub(super) struct EbpfSource {
+    bpf: AsyncFd<BpfFd>,
+    /// Log of the programs of a development build.
+    log: Option<BpfLog>,
+    /// Programs report a PID; facts speak of processes.
+    owners: BTreeMap<Tgid, ProcessId>,
+    lost: u64,
+}
+
+struct BpfFd(Bpf);
+
+impl AsRawFd for BpfFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+impl std::fmt::Debug for EbpfSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EbpfSource")
+            .field("owners", &self.owners)
+            .field("lost", &self.lost)
+            .finish_non_exhaustive()
+    }
+}
+
+impl EbpfSource {
+    /// Needs a running tokio reactor.
+    pub(super) fn new(mut bpf: Bpf) -> io::Result<Self> {
+        for loss in bpf.losses() {
+            warn!(%loss, "the ebpf tier does without");
+        }
+        let log = bpf.take_log();
+        // SAFETY: the ring buffer owns its descriptor, keeps it for its whole life and always names the same one.
+        let bpf = unsafe { AsyncFd::register_with_interest(BpfFd(bpf), Interest::READABLE) }?;
+        Ok(Self { bpf, log, owners: BTreeMap::new(), lost: 0 })
+    }
+
+    /// Reports the beginning of this process's exit too.
+    pub(super) fn watch_owner(&mut self, process: ProcessId) {
+        self.owners.insert(process.tgid, process);
+        if let Err(error) = self.bpf.get_mut().0.own(process.tgid) {
+            // Its pidfd tells of its end all the same.
+            debug!(%error, pid = process.tgid.0, "the programs will not report this process's exit");
+        }
+    }
+
+    /// Waits for events and appends them as facts. Cancel safe.
+    pub(super) async fn fill(
+        &mut self,
+        facts: &mut VecDeque<Fact>,
+        now: fn() -> Instant,
+    ) -> Result<(), FillError> {
+        let Self { bpf, log, owners, lost } = self;
+        // Cleared first: what arrives during the drain makes it ready again.
+        bpf.readable_mut().await.map_err(FillError::Wait)?.clear_ready();
+        let source = &mut bpf.get_mut().0;
+        source.drain(|event| {
+            trace!(?event, "kernel event");
+            facts.extend(fact(&event, owners));
+        });
+        let total = source.lost().map_err(FillError::Lost)?.total();
+        if total > *lost {
+            facts.push_back(Fact::EventsLost { count: total - *lost });
+            *lost = total;
+        }
+        if let Some(log) = log {
+            log.flush();
+        }
+        trace!(at = now().as_nanos(), facts = facts.len(), "ring buffer drained");
+        Ok(())
+    }
+}
+
+/// The stream of events broke off.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FillError {
+    #[error("cannot wait for the ring buffer: {0}")]
+    Wait(#[source] io::Error),
+    #[error("cannot read the counters of lost events: {0}")]
+    Lost(#[source] BpfError),
+}
+
+fn fact(event: &Event, owners: &BTreeMap<Tgid, ProcessId>) -> Option<Fact> {
+    let (hint, at) = match event {
+        Event::StateChanged(change) if change.opens_listener() => {
+            (Hint::ListenerOpened { address: change.socket.local, port: change.socket.port }, change.at)
+        }
+        Event::StateChanged(change) if change.closes_listener() => {
+            (Hint::ListenerClosed { address: change.socket.local, port: change.socket.port }, change.at)
+        }
+        // A connection's way through its states changes nothing until its end.
+        Event::StateChanged(_) => return None,
+        Event::Released(released) if released.was_listener => {
+            (Hint::SocketReleased { address: released.socket.local, port: released.socket.port }, released.at)
+        }
+        Event::Released(released) => (Hint::ConnectionReleased { port: released.socket.port }, released.at),
+        Event::Exited(exited) => {
+            let process = *owners.get(&exited.tgid)?;
+            (Hint::OwnerExiting { process, status: exited.status }, exited.at)
+        }
+        Event::Unknown { .. } => return None,
+    };
+    Some(Fact::Hinted { hint, at })
+}

@@ -1,0 +1,189 @@
+//! Reading the socket table, the owners and the evidence on them.
+//!
+//! Walking every process's descriptors takes milliseconds on a busy machine,
+//! so full snapshots are taken on a thread of their own: nothing that they do
+//! delays a gate.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc as std_mpsc;
+use std::thread;
+
+use guard_core::gate::Fact;
+use guard_core::model::{
+    Instant, Owners, Port, Process, ProcessId, Snapshot, Socket, SocketInode, Tgid, Unseen,
+};
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use crate::kernel::procfs::{self, ProcError};
+use crate::kernel::sock_diag::{SockDiag, SockDiagError};
+
+/// Why a look at the port failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LookError {
+    /// Neither source of the socket table could be read.
+    #[error("cannot list the TCP sockets on port {port}: sock_diag: {diag}; /proc/net/tcp: {proc}")]
+    Table {
+        /// The port that was asked for.
+        port: Port,
+        /// What `sock_diag` said.
+        diag: SockDiagError,
+        /// What procfs said.
+        proc: ProcError,
+    },
+    /// The thread that looks could not be started.
+    #[error("cannot start the thread that reads the socket table: {0}")]
+    Thread(#[source] std::io::Error),
+}
+
+/// The sockets on `ports`, from `sock_diag` where the kernel has it, else from
+/// `/proc/net/tcp` and `/proc/net/tcp6`, which show neither cookies nor
+/// bound-only sockets.
+pub fn read_table(ports: &[Port]) -> Result<Vec<Socket>, LookError> {
+    let mut diag = SockDiag::open();
+    let mut sockets = Vec::new();
+    for &port in ports {
+        let dumped = match &mut diag {
+            Ok(diag) => diag.dump(port),
+            Err(_) => SockDiag::open().and_then(|mut diag| diag.dump(port)),
+        };
+        match dumped {
+            Ok(found) => sockets.extend(found),
+            Err(diag) => match procfs::sockets(port) {
+                Ok(found) => sockets.extend(found),
+                Err(proc) => return Err(LookError::Table { port, diag, proc }),
+            },
+        }
+    }
+    Ok(sockets)
+}
+
+/// A full snapshot: the table, every owner, and the evidence on the owners and
+/// on `also`.
+pub fn snapshot(ports: &[Port], also: &[ProcessId], now: fn() -> Instant) -> Result<Snapshot, LookError> {
+    let begun = now();
+    let table = read_table(ports)?;
+    let inodes: BTreeSet<SocketInode> = table.iter().filter_map(|socket| socket.inode).collect();
+    let scan = procfs::owners(&inodes);
+
+    let mut processes: BTreeMap<Tgid, Process> = BTreeMap::new();
+    let mut unreadable = None;
+    let owners = scan.owners.values().flatten().copied();
+    for tgid in owners.chain(also.iter().map(|process| process.tgid)).collect::<BTreeSet<_>>() {
+        match procfs::process(tgid) {
+            Ok(Some(process)) => {
+                processes.insert(tgid, process);
+                add_ancestors(tgid, &mut processes);
+            }
+            // Gone since the scan: it owns nothing any more.
+            Ok(None) => {}
+            Err(error) => unreadable = Some(Unseen::Failed(error.to_string())),
+        }
+    }
+
+    let complete = match (scan.complete, unreadable) {
+        (Ok(()), None) => None,
+        (Ok(()), Some(unseen)) | (Err(unseen), _) => Some(unseen),
+    };
+    let sockets = table
+        .into_iter()
+        .map(|socket| {
+            let owners = owners_of(&socket, &scan.owners, &processes, complete.as_ref());
+            (socket, owners)
+        })
+        .collect();
+    Ok(Snapshot { begun, ended: now(), sockets, processes })
+}
+
+/// A supervisor explains its child; nothing is decided by a missing one.
+fn add_ancestors(tgid: Tgid, processes: &mut BTreeMap<Tgid, Process>) {
+    match procfs::ancestors(tgid) {
+        Ok(ancestors) => {
+            for ancestor in ancestors.seen {
+                processes.entry(ancestor.id.tgid).or_insert(ancestor);
+            }
+        }
+        Err(error) => debug!(%error, pid = tgid.0, "cannot see an owner's ancestors"),
+    }
+}
+
+fn owners_of(
+    socket: &Socket,
+    scanned: &BTreeMap<SocketInode, Vec<Tgid>>,
+    processes: &BTreeMap<Tgid, Process>,
+    incomplete: Option<&Unseen>,
+) -> Owners {
+    let Some(inode) = socket.inode else { return Owners::NoFile };
+    let seen: Vec<ProcessId> = scanned
+        .get(&inode)
+        .into_iter()
+        .flatten()
+        .filter_map(|tgid| processes.get(tgid))
+        .map(|process| process.id)
+        // The PID may have been reused between the scan and the reading of the
+        // evidence: the process that the evidence speaks of must be the owner.
+        .filter(|process| procfs::owns(process.tgid, inode))
+        .collect();
+    match incomplete {
+        None => Owners::All(seen),
+        Some(unseen) => Owners::Some(seen, unseen.clone()),
+    }
+}
+
+/// The thread that takes snapshots on request.
+#[derive(Debug)]
+pub struct Looker {
+    requests: std_mpsc::Sender<(u64, Vec<ProcessId>)>,
+    answers: mpsc::UnboundedReceiver<(u64, Fact)>,
+    /// The number of the last request. A run may end before its answer comes;
+    /// the next run must not take that for its own.
+    asked: u64,
+}
+
+impl Looker {
+    /// Starts the thread. It lives in the network namespace of the caller and
+    /// ends with this value.
+    pub fn start(ports: Vec<Port>, now: fn() -> Instant) -> Result<Self, LookError> {
+        let (requests, inbox) = std_mpsc::channel::<(u64, Vec<ProcessId>)>();
+        let (outbox, answers) = mpsc::unbounded_channel();
+        thread::Builder::new()
+            .name("look".to_owned())
+            .spawn(move || {
+                while let Ok((number, also)) = inbox.recv() {
+                    let fact = match snapshot(&ports, &also, now) {
+                        Ok(snapshot) => Fact::SnapshotTaken(snapshot),
+                        Err(error) => Fact::SnapshotFailed(error.to_string()),
+                    };
+                    if outbox.send((number, fact)).is_err() {
+                        // The run is over.
+                        return;
+                    }
+                }
+            })
+            .map_err(LookError::Thread)?;
+        Ok(Self { requests, answers, asked: 0 })
+    }
+
+    /// Asks for a snapshot; [`Looker::next`] answers the last request.
+    pub fn request(&mut self, also: Vec<ProcessId>) -> Result<(), LookError> {
+        self.asked += 1;
+        let ended = |_| LookError::Thread(std::io::Error::other("the thread has ended"));
+        self.requests.send((self.asked, also)).map_err(ended)
+    }
+
+    /// The answer to the last request. Cancel safe. Does not resolve when
+    /// nothing was asked.
+    pub async fn next(&mut self) -> Fact {
+        loop {
+            match self.answers.recv().await {
+                Some((number, fact)) if number == self.asked => return fact,
+                Some(_) => {}
+                None => {
+                    return Fact::SnapshotFailed(
+                        "the thread that reads the socket table has ended".to_owned(),
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! World → facts: one file per tier, and the one that picks the tier.
+
+mod ebpf;
+mod exits;
+mod look;
+mod netlink;
+mod tier;
+
+pub use exits::ExitWatch;
+pub use look::{LookError, Looker, read_table, snapshot};
+pub use netlink::NetlinkError;
+pub use tier::{Observer, Tier, TierChoice, TierError};

@@ -1,0 +1,94 @@
+//! The netlink tier: the kernel's announcements of destroyed sockets, as facts.
+//!
+//! An announcement always comes after the bind bucket was released. It says
+//! nothing of sockets that begin to listen, nor of TIME_WAIT: the run's own
+//! looks find those.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+use guard_core::gate::{Fact, Hint};
+use guard_core::model::{Instant, Port, Snapshot, SocketCookie};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tracing::trace;
+
+use crate::kernel::sock_diag::{DestroyedSockets, Drained, SockDiagError};
+
+/// A subscription in the event loop.
+#[derive(Debug)]
+pub(super) struct NetlinkSource {
+    destroyed: AsyncFd<DestroyedFd>,
+    connections: bool,
+    /// The sockets without a peer that the last look found.
+    known: BTreeSet<SocketCookie>,
+}
+
+#[derive(Debug)]
+struct DestroyedFd(DestroyedSockets);
+
+impl AsRawFd for DestroyedFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+/// The subscription could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// The kernel refused it.
+    #[error("cannot learn of destroyed sockets: {0}")]
+    Subscribe(#[from] SockDiagError),
+    /// It could not be connected to the event loop.
+    #[error("cannot wait for destroyed sockets: {0}")]
+    Reactor(#[from] io::Error),
+}
+
+impl NetlinkSource {
+    /// Needs a running tokio reactor. `connections` asks for the end of
+    /// connections too.
+    pub(super) fn new(ports: &[Port], connections: bool) -> Result<Self, NetlinkError> {
+        let destroyed = DestroyedFd(DestroyedSockets::subscribe(ports, None)?);
+        // SAFETY: the subscription owns its descriptor, keeps it for its whole life and always names the same one.
+        let destroyed = unsafe { AsyncFd::register_with_interest(destroyed, Interest::READABLE) }
+            .map_err(io::Error::from)?;
+        Ok(Self { destroyed, connections, known: BTreeSet::new() })
+    }
+
+    /// Tells what a look found. Only a listener or bound socket that a look has
+    /// found is worth a hint: a bind probe's socket is announced like any other,
+    /// and two guards on one port would keep each other awake.
+    pub(super) fn look(&mut self, snapshot: &Snapshot) {
+        let sockets = snapshot.sockets.iter().map(|(socket, _)| socket);
+        self.known =
+            sockets.filter(|socket| socket.remote.is_none()).filter_map(|socket| socket.cookie).collect();
+    }
+
+    /// Waits for announcements and appends them as facts. Cancel safe.
+    pub(super) async fn fill(
+        &mut self,
+        facts: &mut VecDeque<Fact>,
+        now: fn() -> Instant,
+    ) -> Result<(), NetlinkError> {
+        // Cleared first: what arrives during the drain makes it ready again.
+        self.destroyed.readable_mut().await?.clear_ready();
+        let Self { destroyed, connections, known } = self;
+        let drained = destroyed.get_mut().0.drain(|socket| {
+            trace!(?socket, "destroyed");
+            let is_known = socket.cookie.is_some_and(|cookie| known.remove(&cookie));
+            let hint = match socket.remote {
+                None if is_known => Hint::SocketReleased { address: socket.address, port: socket.port },
+                None => return,
+                Some(_) if *connections => Hint::ConnectionReleased { port: socket.port },
+                Some(_) => return,
+            };
+            facts.push_back(Fact::Hinted { hint, at: now() });
+        })?;
+        if drained == Drained::Overrun {
+            // The kernel does not say how many.
+            facts.push_back(Fact::EventsLost { count: 1 });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,311 @@
+//! Which tier facts come from, and why not from a better one.
+
+use std::collections::VecDeque;
+use std::thread;
+use std::time::Duration;
+
+use guard_core::gate::Fact;
+use guard_core::model::{Instant, Port, ProcessId, Snapshot};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use super::ebpf::EbpfSource;
+use super::netlink::{NetlinkError, NetlinkSource};
+use crate::kernel::bpf::{Bpf, BpfError, BpfOptions, Watch};
+use crate::kernel::netns::{self, NetnsError};
+use crate::kernel::sock_diag::SockDiagError;
+
+/// Where facts come from. The verdicts are the same in all tiers, only the
+/// latency differs. A better tier compares greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tier {
+    /// Bind probes at a fixed interval; the socket table and `/proc` on demand.
+    Poll,
+    /// The kernel announces destroyed sockets; probes follow.
+    Netlink,
+    /// BPF programs report every change on the port; probes follow.
+    Ebpf,
+}
+
+impl Tier {
+    /// The word used in options, events and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ebpf => "ebpf",
+            Self::Netlink => "netlink",
+            Self::Poll => "poll",
+        }
+    }
+}
+
+/// What the user asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TierChoice {
+    /// The best that this machine gives; start on what is ready first.
+    Auto,
+    /// This one and no other.
+    Only(Tier),
+}
+
+/// The tier that was asked for cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum TierError {
+    /// The BPF programs cannot be used here.
+    #[error("the ebpf tier is not available: {0}")]
+    Ebpf(#[from] BpfError),
+    /// The kernel's announcements cannot be had here.
+    #[error("the netlink tier is not available: {0}")]
+    Netlink(#[from] NetlinkError),
+    /// It is not known in which network namespace to look.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The thread that loads the programs broke down.
+    #[error("the thread that loads the BPF programs ended early")]
+    Loader,
+    /// The event source could not be connected to the event loop.
+    #[error("cannot wait for kernel events: {0}")]
+    Reactor(#[from] std::io::Error),
+}
+
+impl TierError {
+    /// It is a matter of permission.
+    pub fn is_denied(&self) -> bool {
+        matches!(
+            self,
+            Self::Ebpf(BpfError::Denied { .. })
+                | Self::Netlink(NetlinkError::Subscribe(SockDiagError::Denied { .. }))
+                | Self::Netns(NetnsError::Denied { .. })
+        )
+    }
+}
+
+/// The longest time without a look in the event-driven tiers: a safety net,
+/// not a source of facts.
+const EVENT_RECHECK: Duration = Duration::from_millis(250);
+
+/// What reports events.
+#[derive(Debug)]
+enum Source {
+    /// Nothing: the run's own deadlines are what drives it.
+    Poll,
+    Netlink(NetlinkSource),
+    Ebpf(Box<EbpfSource>),
+}
+
+/// A load that runs on another thread.
+type Loading = oneshot::Receiver<Result<Bpf, TierError>>;
+
+/// The stream of facts about a few ports, from whichever tier there is.
+#[derive(Debug)]
+pub struct Observer {
+    watches: Vec<Watch>,
+    poll_interval: Duration,
+    source: Source,
+    loading: Option<Loading>,
+    may_upgrade: bool,
+    owners: Vec<ProcessId>,
+    ready: VecDeque<Fact>,
+    /// Why the tier is not a better one.
+    shortfall: Option<String>,
+}
+
+impl Observer {
+    /// Starts observing `ports` in the caller's network namespace. `Auto`
+    /// returns at once, in the best tier that needs no loading: see
+    /// [`Observer::upgrade`].
+    ///
+    /// `connections` reports the end of connections too: they block a strict bind.
+    pub fn start(
+        choice: TierChoice,
+        ports: &[Port],
+        connections: bool,
+        poll_interval: Duration,
+    ) -> Result<Self, TierError> {
+        let netns = netns::current()?;
+        let mut observer = Self {
+            watches: ports.iter().map(|&port| Watch { netns, port, connections }).collect(),
+            poll_interval,
+            source: Source::Poll,
+            loading: None,
+            may_upgrade: choice == TierChoice::Auto,
+            owners: Vec::new(),
+            ready: VecDeque::new(),
+            shortfall: None,
+        };
+        match choice {
+            TierChoice::Only(Tier::Ebpf) => {
+                observer.source = Source::Ebpf(Box::new(EbpfSource::new(load(&observer.watches)?)?));
+            }
+            TierChoice::Only(Tier::Netlink) => observer.source = Source::Netlink(observer.netlink()?),
+            TierChoice::Only(Tier::Poll) => {}
+            TierChoice::Auto => observer.take_netlink(),
+        }
+        if let TierChoice::Only(tier @ (Tier::Netlink | Tier::Poll)) = choice {
+            observer.shortfall = Some(format!("--tier {} was asked for", tier.name()));
+        }
+        Ok(observer)
+    }
+
+    fn netlink(&self) -> Result<NetlinkSource, NetlinkError> {
+        let ports: Vec<Port> = self.watches.iter().map(|watch| watch.port).collect();
+        NetlinkSource::new(&ports, self.watches.iter().any(|watch| watch.connections))
+    }
+
+    /// The netlink tier if it can be had, else polling.
+    fn take_netlink(&mut self) {
+        self.source = match self.netlink() {
+            Ok(netlink) => Source::Netlink(netlink),
+            Err(error) => {
+                info!(%error, "no netlink tier");
+                self.shortfall = Some(error.to_string());
+                Source::Poll
+            }
+        };
+    }
+
+    /// Begins to load the BPF programs beside the run, when `Auto` was asked
+    /// for. A run whose port is free at the first look never needs them.
+    pub fn upgrade(&mut self) {
+        if !std::mem::take(&mut self.may_upgrade) {
+            return;
+        }
+        let (sender, receiver) = oneshot::channel();
+        let watches = self.watches.clone();
+        let loader = thread::Builder::new().name("load-bpf".to_owned()).spawn(move || {
+            // The run may be over already: then the programs go with the value.
+            let _unneeded = sender.send(load(&watches));
+        });
+        match loader {
+            Ok(_) => self.loading = Some(receiver),
+            Err(error) => self.shortfall = Some(format!("cannot start a thread to load BPF: {error}")),
+        }
+    }
+
+    /// Loads the BPF programs now, when `Auto` was asked for, and stays in the
+    /// lower tier when that fails.
+    pub async fn upgrade_now(&mut self) {
+        self.upgrade();
+        if self.loading.is_some() {
+            let loaded = loaded(&mut self.loading).await;
+            self.loading = None;
+            self.settle(loaded);
+            // No run has begun yet that would have to be told.
+            self.ready.clear();
+        }
+    }
+
+    /// The tier that facts come from now.
+    pub const fn tier(&self) -> Tier {
+        match self.source {
+            Source::Ebpf(_) => Tier::Ebpf,
+            Source::Netlink(_) => Tier::Netlink,
+            Source::Poll => Tier::Poll,
+        }
+    }
+
+    /// Why the tier is not a better one, when something is known about that.
+    pub fn shortfall(&self) -> Option<&str> {
+        self.shortfall.as_deref()
+    }
+
+    /// The longest time between two looks without an event.
+    pub const fn recheck(&self) -> Duration {
+        match self.tier() {
+            Tier::Ebpf | Tier::Netlink => EVENT_RECHECK,
+            Tier::Poll => self.poll_interval,
+        }
+    }
+
+    /// Reports the beginning of this process's exit too, where the tier can.
+    pub fn watch_owner(&mut self, process: ProcessId) {
+        self.owners.push(process);
+        if let Source::Ebpf(ebpf) = &mut self.source {
+            ebpf.watch_owner(process);
+        }
+    }
+
+    /// Tells the tier what a look found.
+    pub fn look(&mut self, snapshot: &Snapshot) {
+        if let Source::Netlink(netlink) = &mut self.source {
+            netlink.look(snapshot);
+        }
+    }
+
+    /// The next fact. Cancel safe. Without an event source it never resolves.
+    pub async fn next(&mut self, now: fn() -> Instant) -> Fact {
+        loop {
+            if let Some(fact) = self.ready.pop_front() {
+                return fact;
+            }
+            tokio::select! {
+                biased;
+                filled = fill(&mut self.source, &mut self.ready, now) => {
+                    if let Err(why) = filled {
+                        self.step_down(why);
+                    }
+                }
+                loaded = loaded(&mut self.loading) => {
+                    self.loading = None;
+                    self.settle(loaded);
+                }
+            }
+        }
+    }
+
+    /// A source failed for good: the next lower tier takes over.
+    fn step_down(&mut self, why: String) {
+        let failed = self.tier();
+        warn!(%why, tier = failed.name(), "the event source failed: stepping down");
+        if failed == Tier::Ebpf {
+            self.take_netlink();
+        } else {
+            self.source = Source::Poll;
+        }
+        self.shortfall = Some(why);
+        self.ready.push_back(self.tier_changed());
+    }
+
+    fn settle(&mut self, loaded: Result<Bpf, TierError>) {
+        let source = loaded.and_then(|bpf| Ok(EbpfSource::new(bpf)?));
+        match source {
+            Ok(mut ebpf) => {
+                for &owner in &self.owners {
+                    ebpf.watch_owner(owner);
+                }
+                self.source = Source::Ebpf(Box::new(ebpf));
+                self.ready.push_back(self.tier_changed());
+            }
+            Err(error) => {
+                info!(%error, tier = self.tier().name(), "staying in the lower tier");
+                self.shortfall = Some(error.to_string());
+            }
+        }
+    }
+
+    fn tier_changed(&self) -> Fact {
+        Fact::TierChanged { tier: self.tier().name(), recheck: self.recheck() }
+    }
+}
+
+async fn fill(source: &mut Source, facts: &mut VecDeque<Fact>, now: fn() -> Instant) -> Result<(), String> {
+    match source {
+        Source::Ebpf(ebpf) => ebpf.fill(facts, now).await.map_err(|error| error.to_string()),
+        Source::Netlink(netlink) => netlink.fill(facts, now).await.map_err(|error| error.to_string()),
+        Source::Poll => std::future::pending().await,
+    }
+}
+
+async fn loaded(loading: &mut Option<Loading>) -> Result<Bpf, TierError> {
+    match loading {
+        Some(loading) => loading.await.unwrap_or(Err(TierError::Loader)),
+        None => std::future::pending().await,
+    }
+}
+
+fn load(watches: &[Watch]) -> Result<Bpf, TierError> {
+    Ok(Bpf::load(&BpfOptions {
+        ports: watches.to_vec(),
+        log: cfg!(debug_assertions),
+        ..BpfOptions::default()
+    })?)
+}

@@ -1,0 +1,304 @@
+//! Lines for a person, who may be tired.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use guard_core::gate::{Decision, Gate, Goal, Hint, JudgedHolder, Outcome, SignalFailure};
+use guard_core::model::{Instant, ProcessId, Signal, Verdict};
+use guard_core::policy::{Judgement, Reason};
+use guard_core::timeline::Entry;
+
+use super::words::{self, Context, span};
+use crate::runtime::Sink;
+use crate::runtime::Tier;
+
+/// More sockets than this are only counted.
+const MOST_HOLDERS: usize = 12;
+
+pub(super) const NOBODY: &str = "the kernel answers EADDRINUSE and shows no holder in this network namespace: \
+     listeners, connections, TIME_WAIT and bound-only sockets were listed, IPv4 and IPv6";
+
+/// Writes lines for a person.
+#[derive(Debug)]
+pub struct Human<W> {
+    context: Context,
+    out: W,
+    /// Moments are shown since this one.
+    began: Option<Instant>,
+    /// Also shows probes and the kernel's events.
+    verbose: bool,
+    /// The holders that were shown last: they are not shown twice.
+    shown: Vec<JudgedHolder>,
+}
+
+impl<W: Write> Human<W> {
+    /// Lines about `context` to `out`.
+    pub const fn new(context: Context, out: W, verbose: bool) -> Self {
+        Self { context, out, began: None, verbose, shown: Vec::new() }
+    }
+
+    /// One line.
+    pub fn line(&mut self, line: &str) {
+        // A reader that went away must not stop a run half way: the exit code
+        // still tells how it ended.
+        let _reader_gone = writeln!(self.out, "{line}");
+    }
+
+    /// One line with its moment in the run.
+    pub fn moment(&mut self, at: Instant, text: &str) {
+        let began = *self.began.get_or_insert(at);
+        let offset = span(at.since(began));
+        self.line(&format!("{:>10}  {text}", format!("+{offset}")));
+    }
+
+    /// What a look found: verdict, holders, owners and why each would or would
+    /// not be ended.
+    pub fn looked(&mut self, gate: &Gate, tier: Tier, shortfall: Option<&str>) {
+        let verdicts = gate.verdicts();
+        for (spec, verdict) in gate.plan().endpoints.iter().zip(&verdicts) {
+            let endpoint = words::endpoint(spec);
+            match verdict {
+                Verdict::Free => self.line(&format!("{endpoint} is free: a bind probe succeeded")),
+                Verdict::Busy { holders } if holders.is_empty() => {
+                    self.line(&format!("{endpoint} is busy: {NOBODY}"));
+                }
+                Verdict::Busy { .. } => self.line(&format!("{endpoint} is busy")),
+                Verdict::Unknown { reason, .. } => {
+                    self.line(&format!("{endpoint} is unknown: {}", words::unknown(reason)));
+                }
+            }
+        }
+        self.holders(gate.holders());
+        if !matches!(words::overall(&verdicts), Verdict::Free)
+            && let Some(decision) = gate.decision()
+        {
+            self.decision(gate, &decision);
+        }
+        self.tier(tier, shortfall);
+    }
+
+    fn tier(&mut self, tier: Tier, shortfall: Option<&str>) {
+        if self.verbose {
+            let why = shortfall.map(|why| format!(" ({why})")).unwrap_or_default();
+            self.line(&format!("tier: {}{why}", tier.name()));
+        }
+    }
+
+    /// The sockets in the way, with their owners.
+    pub fn holders(&mut self, holders: &[JudgedHolder]) {
+        if self.shown == holders {
+            return;
+        }
+        self.shown = holders.to_vec();
+        let (lingering, claims): (Vec<_>, Vec<_>) = holders.iter().partition(|judged| judged.lingers());
+        let (listed, left_out) = claims.split_at(claims.len().min(MOST_HOLDERS));
+        for judged in listed {
+            self.line(&format!("  {}", words::socket(&judged.holder.socket)));
+            for owner in &judged.owners {
+                self.line(&format!("    {}", words::process(owner.id, owner.process.as_ref())));
+                self.line(&format!("      {}", judgement(&owner.judgement)));
+            }
+            if let Some(nobody) = words::nobody(judged) {
+                self.line(&format!("    {nobody}"));
+            }
+        }
+        if !left_out.is_empty() {
+            self.line(&format!("  and {}", counted_by_state(left_out)));
+        }
+        if !lingering.is_empty() {
+            let counted = counted_by_state(&lingering);
+            self.line(&format!("  besides {counted}, which block only a bind without SO_REUSEADDR"));
+        }
+    }
+
+    fn decision(&mut self, gate: &Gate, decision: &Decision) {
+        let line = match decision {
+            Decision::Wait => "free would signal nobody and wait for the port".to_owned(),
+            Decision::End(stale) => format!(
+                "free would send SIGTERM to {}, and SIGKILL {} later to whoever is left",
+                pids(stale.iter().map(|(id, _)| id)),
+                span(gate.plan().budgets.drain)
+            ),
+            Decision::Refuse(refused) => format!(
+                "free would refuse and signal nobody: {} may not be ended",
+                pids(refused.iter().map(|(id, _)| id))
+            ),
+            Decision::NotPermitted(processes) => format!(
+                "free would refuse and signal nobody: this user may not signal {}; run as root or with CAP_KILL",
+                pids(processes.iter())
+            ),
+            Decision::CannotTell(reason) => {
+                format!("free would signal nobody: {}", words::unknown(reason))
+            }
+        };
+        self.line(&line);
+    }
+
+    /// How a run ended, in one or a few lines.
+    pub fn ended(&mut self, gate: &Gate, tier: Tier, shortfall: Option<&str>) {
+        let endpoints: Vec<String> = gate.plan().endpoints.iter().map(words::endpoint).collect();
+        let endpoints = endpoints.join(" and ");
+        match gate.outcome() {
+            None | Some(Outcome::Looked) => {}
+            Some(Outcome::Opened(proof)) => {
+                let waited = proof.probed.since(gate.timeline().began());
+                let took = if gate.timeline().entries().len() > 3 {
+                    format!(", after {}", span(waited))
+                } else {
+                    " already".to_owned()
+                };
+                let latency = proof
+                    .release_latency
+                    .map(|latency| format!(", {} after the kernel released it", span(latency)))
+                    .unwrap_or_default();
+                self.line(&format!("free: {endpoints} is bindable{took}{latency} ({} tier)", tier.name()));
+            }
+            Some(Outcome::StillBusy { pending }) => {
+                let budget = gate.plan().budgets.total.map(span).unwrap_or_default();
+                self.line(&format!("still busy: {endpoints} was not bindable within {budget}"));
+                self.holders(gate.holders());
+                if gate.holders().is_empty() {
+                    self.line(&format!("  {NOBODY}"));
+                }
+                if !pending.is_empty() {
+                    self.line(&format!("  sent SIGTERM and still alive: {}", pids(pending.iter())));
+                    if gate.plan().budgets.total.is_some_and(|total| total <= gate.plan().budgets.drain) {
+                        self.line(&format!(
+                            "  the deadline came before the drain budget of {} was over, so SIGKILL was not sent",
+                            span(gate.plan().budgets.drain)
+                        ));
+                    }
+                }
+            }
+            Some(Outcome::Unknown(reason)) => {
+                self.line(&format!("unknown: {}", words::unknown(reason)));
+                self.holders(gate.holders());
+            }
+            Some(Outcome::Refused(refused)) => {
+                self.holders(gate.holders());
+                self.line(&format!(
+                    "refused: {endpoints} is held by a process that may not be ended; nobody was signalled"
+                ));
+                for (id, why) in refused {
+                    self.line(&format!("  pid {id} is {}", judgement(why)));
+                }
+            }
+            Some(Outcome::Duel(rivals)) => {
+                let rivals = pids(rivals.iter());
+                self.line(&format!("duel: newcomers keep taking {endpoints}: {rivals}; the last one:"));
+                self.holders(gate.holders());
+                self.line("  stop whatever starts them, then try again");
+            }
+            Some(Outcome::NotPermitted(processes)) => {
+                let processes = pids(processes.iter());
+                self.line(&format!(
+                    "not permitted: this user may not signal {processes}; run as root or with CAP_KILL"
+                ));
+                self.holders(gate.holders());
+            }
+            Some(Outcome::CannotSignal(process, why)) => {
+                self.line(&format!("cannot signal pid {process}: {why}"));
+            }
+        }
+        self.tier(tier, shortfall);
+    }
+}
+
+impl<W: Write> Sink for Human<W> {
+    fn entry(&mut self, gate: &Gate, tier: Tier, at: Instant, entry: &Entry) {
+        if gate.plan().goal == Goal::Look {
+            return;
+        }
+        self.began.get_or_insert(gate.timeline().began());
+        match entry {
+            Entry::Began | Entry::Ended(_) => {}
+            Entry::Looked { holders, .. } => {
+                let endpoints: Vec<String> = gate.plan().endpoints.iter().map(words::endpoint).collect();
+                if !holders.is_empty() {
+                    self.moment(at, &format!("busy: {}", endpoints.join(" and ")));
+                    self.holders(holders);
+                }
+            }
+            Entry::Probed { .. } | Entry::Event(_) if !self.verbose => {}
+            other => {
+                if let Some(text) = step(other, &self.context, tier) {
+                    self.moment(at, &text);
+                }
+            }
+        }
+    }
+}
+
+/// The step of a run that an entry stands for, as one line.
+pub(super) fn step(entry: &Entry, context: &Context, tier: Tier) -> Option<String> {
+    Some(match entry {
+        Entry::Began => format!("{} begins ({} tier)", context.command, tier.name()),
+        Entry::Looked { holders, took } => {
+            let claims = holders.iter().filter(|judged| !judged.lingers()).count();
+            let sockets = if claims == 1 { "socket" } else { "sockets" };
+            format!("looked: {claims} {sockets} in the way (took {})", span(*took))
+        }
+        Entry::LookFailed(why) => format!("cannot look: {why}"),
+        Entry::Probed { outcomes, took } => {
+            let outcomes: Vec<String> = outcomes.iter().map(words::bind_outcome).collect();
+            format!("bind probe: {} (took {})", outcomes.join(", "), span(*took))
+        }
+        Entry::Event(Hint::ListenerOpened { address, port }) => {
+            format!("kernel: {} enters LISTEN", std::net::SocketAddr::new(*address, port.get()))
+        }
+        Entry::Event(Hint::ListenerClosed { address, port }) => {
+            format!("kernel: {} leaves LISTEN", std::net::SocketAddr::new(*address, port.get()))
+        }
+        Entry::Event(Hint::SocketReleased { address, port }) => {
+            format!("kernel: {} is destroyed", std::net::SocketAddr::new(*address, port.get()))
+        }
+        Entry::Event(Hint::ConnectionReleased { port }) => {
+            format!("kernel: a connection on port {port} is destroyed")
+        }
+        Entry::Event(Hint::OwnerExiting { process, status }) => {
+            format!("kernel: pid {process} begins to exit ({})", words::exit_status(*status))
+        }
+        Entry::EventsLost(count) => format!("the kernel dropped {count} events; looking again"),
+        Entry::Signalled { process, signal, .. } => format!("{signal} to pid {process}"),
+        Entry::SignalFailed { process, signal, failure } => {
+            let why = match failure {
+                SignalFailure::Gone => "it is gone",
+                SignalFailure::IdentityChanged => "the PID belongs to another process now",
+                SignalFailure::NotPermitted => "not permitted",
+                SignalFailure::Failed(why) => why,
+            };
+            format!("{signal} to pid {process} was not delivered: {why}")
+        }
+        Entry::Gone { process, status } => format!("pid {process} {}", words::exit_status(*status)),
+        Entry::Spared { process, judgement: why } => {
+            format!("pid {process} is left alone now: {}", judgement(why))
+        }
+        Entry::Unkillable(process) => {
+            format!("pid {process} is still alive after {}", words::signals(Signal::Kill))
+        }
+        Entry::TierChanged(tier) => format!("facts come from the {tier} tier from here on"),
+        Entry::Ended(Outcome::Opened(_)) => "gate open".to_owned(),
+        Entry::Ended(outcome) => format!("ended: {}", words::outcome_code(outcome).replace('_', " ")),
+    })
+}
+
+/// `3 ESTABLISHED and 1 TIME_WAIT`
+fn counted_by_state(holders: &[&JudgedHolder]) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for judged in holders {
+        *counts.entry(judged.holder.socket.state.name()).or_default() += 1;
+    }
+    let counts: Vec<String> = counts.into_iter().map(|(state, count)| format!("{count} {state}")).collect();
+    counts.join(" and ")
+}
+
+/// `stale: argv matches /gateway/; its executable was deleted`
+fn judgement(judgement: &Judgement) -> String {
+    let reasons: Vec<String> = judgement.reasons.iter().map(Reason::to_string).collect();
+    words::printable(&format!("{}: {}", judgement.class.name(), reasons.join("; ")))
+}
+
+fn pids<'a>(processes: impl Iterator<Item = &'a ProcessId>) -> String {
+    let processes: Vec<String> = processes.map(|id| format!("pid {id}")).collect();
+    processes.join(" and ")
+}

@@ -1,0 +1,542 @@
+//! The event stream: one JSON object a line.
+
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use bytes::{BufMut, BytesMut};
+use guard_core::gate::{Decision, Gate, Hint, JudgedHolder, JudgedOwner, Outcome};
+use guard_core::model::{ExitStatus, Instant, Owners, ProcessId, Seen, TcpState, Verdict};
+use guard_core::policy::{Class, Judgement, Reason};
+use guard_core::timeline::Entry;
+use serde::Serialize;
+
+use super::words::{self, Context};
+use crate::runtime::Tier;
+use crate::runtime::{Sink, wall_clock};
+
+/// The schema version of every event. A breaking change raises it.
+const VERSION: u32 = 1;
+
+#[derive(Serialize)]
+struct Event<'a> {
+    v: u32,
+    seq: u64,
+    time: String,
+    mono_ns: u64,
+    service: &'a str,
+    #[serde(flatten)]
+    body: Body,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Body {
+    RunStarted {
+        command: &'static str,
+        dry_run: bool,
+        tier: &'static str,
+        endpoints: Vec<Endpoint>,
+    },
+    Snapshot(Box<Snapshot>),
+    RunStep {
+        step: &'static str,
+        #[serde(flatten)]
+        detail: Detail,
+    },
+    ListenerOpened {
+        address: IpAddr,
+        port: u16,
+    },
+    ListenerClosed {
+        address: IpAddr,
+        port: u16,
+    },
+    SocketReleased {
+        address: Option<IpAddr>,
+        port: u16,
+    },
+    OwnerExited {
+        pid: u32,
+        start: u64,
+        #[serde(flatten)]
+        how: How,
+    },
+    SignalSent {
+        pid: u32,
+        start: u64,
+        signal: &'static str,
+        class: &'static str,
+        reasons: Vec<Why>,
+    },
+    TierChanged {
+        tier: &'static str,
+    },
+    EventsLost {
+        count: u64,
+    },
+    GateOpened {
+        proof: ProofBody,
+        release_latency_us: Option<f64>,
+        tier: &'static str,
+    },
+    GateRefused {
+        refused: Vec<RefusedOwner>,
+    },
+    RunFinished {
+        outcome: &'static str,
+        exit_code: u8,
+        detail: Option<String>,
+        took_us: f64,
+        tier: &'static str,
+    },
+}
+
+#[derive(Serialize)]
+struct Endpoint {
+    address: IpAddr,
+    port: u16,
+    v6only: bool,
+    reuse_address: bool,
+    reuse_port: bool,
+}
+
+#[derive(Serialize)]
+struct Snapshot {
+    verdict: &'static str,
+    reason: Option<String>,
+    transient: Option<bool>,
+    tier: &'static str,
+    endpoints: Vec<EndpointVerdict>,
+    holders: Vec<HolderBody>,
+    decision: Option<DecisionBody>,
+    took_us: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct EndpointVerdict {
+    #[serde(flatten)]
+    endpoint: Endpoint,
+    verdict: &'static str,
+    reason: Option<String>,
+}
+
+/// What `free` would do about the holders.
+#[derive(Serialize)]
+struct DecisionBody {
+    action: &'static str,
+    processes: Vec<RefusedOwner>,
+    detail: Option<String>,
+}
+
+#[derive(Serialize)]
+struct HolderBody {
+    state: &'static str,
+    address: IpAddr,
+    port: u16,
+    remote: Option<SocketAddr>,
+    v6only: Option<bool>,
+    uid: u32,
+    inode: Option<u64>,
+    cookie: Option<u64>,
+    conflict: &'static str,
+    kernel_held: bool,
+    time_wait_remaining_ms: Option<u64>,
+    accept_queue: Option<u32>,
+    backlog: Option<u32>,
+    owners: OwnersBody,
+}
+
+#[derive(Serialize)]
+struct OwnersBody {
+    visibility: &'static str,
+    why: Option<String>,
+    processes: Vec<OwnerBody>,
+}
+
+#[derive(Serialize)]
+struct OwnerBody {
+    pid: u32,
+    start: u64,
+    parent: Option<u32>,
+    uid: Option<u32>,
+    comm: Option<String>,
+    exe: Option<String>,
+    exe_deleted: bool,
+    argv: Option<Vec<String>>,
+    cgroup: Option<String>,
+    wait_channel: Option<String>,
+    class: &'static str,
+    reasons: Vec<Why>,
+}
+
+#[derive(Serialize)]
+struct Why {
+    code: &'static str,
+    text: String,
+}
+
+#[derive(Serialize)]
+struct RefusedOwner {
+    pid: u32,
+    start: u64,
+    class: Option<&'static str>,
+    reasons: Vec<Why>,
+}
+
+#[derive(Serialize)]
+struct How {
+    exit_code: Option<u8>,
+    signal: Option<u8>,
+    core_dumped: Option<bool>,
+}
+
+#[derive(Serialize)]
+struct ProofBody {
+    kind: &'static str,
+    probed_mono_ns: u64,
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Serialize, Default)]
+struct Detail {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signal: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcomes: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    took_us: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+/// Writes events to a stream, one a line.
+#[derive(Debug)]
+pub struct Json<W> {
+    context: Context,
+    out: W,
+    seq: u64,
+    /// One line; kept for the next one.
+    line: BytesMut,
+}
+
+impl<W: Write> Json<W> {
+    /// Events about `context` to `out`.
+    pub fn new(context: Context, out: W) -> Self {
+        Self { context, out, seq: 0, line: BytesMut::new() }
+    }
+
+    /// The last words of a look: what was found, and what would be done.
+    pub fn looked(&mut self, gate: &Gate, tier: Tier, at: Instant) {
+        let snapshot = snapshot(gate, gate.holders(), tier, None);
+        self.write(at, Body::Snapshot(Box::new(snapshot)));
+    }
+
+    /// A step that happened outside of the gate.
+    pub fn step(&mut self, at: Instant, step: &'static str, pid: Option<u32>, detail: Option<String>) {
+        self.write(at, Body::RunStep { step, detail: Detail { pid, detail, ..Detail::default() } });
+    }
+
+    /// The end of the whole command.
+    pub fn finished(
+        &mut self,
+        at: Instant,
+        began: Instant,
+        tier: Tier,
+        outcome: &'static str,
+        exit_code: u8,
+        detail: Option<String>,
+    ) {
+        let took_us = micros(at.since(began));
+        self.write(at, Body::RunFinished { outcome, exit_code, detail, took_us, tier: tier.name() });
+    }
+
+    fn write(&mut self, at: Instant, body: Body) {
+        self.seq += 1;
+        let event = Event {
+            v: VERSION,
+            seq: self.seq,
+            time: humantime::format_rfc3339_micros(wall_clock(at)).to_string(),
+            mono_ns: at.as_nanos(),
+            service: &self.context.service,
+            body,
+        };
+        // A reader that went away must not stop a run half way: the exit code
+        // still tells how it ended.
+        self.line.clear();
+        if serde_json::to_writer((&mut self.line).writer(), &event).is_ok() {
+            self.line.put_u8(b'\n');
+            let _reader_gone = self.out.write_all(&self.line).and_then(|()| self.out.flush());
+        }
+    }
+}
+
+impl<W: Write> Sink for Json<W> {
+    fn entry(&mut self, gate: &Gate, tier: Tier, at: Instant, entry: &Entry) {
+        let body = match entry {
+            Entry::Began => Body::RunStarted {
+                command: self.context.command,
+                dry_run: self.context.dry_run,
+                tier: tier.name(),
+                endpoints: gate.plan().endpoints.iter().map(endpoint).collect(),
+            },
+            Entry::Looked { holders, took } => {
+                if matches!(gate.plan().goal, guard_core::gate::Goal::Look) {
+                    return;
+                }
+                Body::Snapshot(Box::new(snapshot(gate, holders, tier, Some(*took))))
+            }
+            Entry::LookFailed(why) => {
+                step("look_failed", Detail { detail: Some(why.clone()), ..Detail::default() })
+            }
+            Entry::Probed { outcomes, took } => step(
+                "probed",
+                Detail {
+                    outcomes: Some(outcomes.iter().map(words::bind_outcome).collect()),
+                    took_us: Some(micros(*took)),
+                    ..Detail::default()
+                },
+            ),
+            Entry::Event(Hint::ListenerOpened { address, port }) => {
+                Body::ListenerOpened { address: *address, port: port.get() }
+            }
+            Entry::Event(Hint::ListenerClosed { address, port }) => {
+                Body::ListenerClosed { address: *address, port: port.get() }
+            }
+            Entry::Event(Hint::SocketReleased { address, port }) => {
+                Body::SocketReleased { address: Some(*address), port: port.get() }
+            }
+            Entry::Event(Hint::ConnectionReleased { port }) => {
+                Body::SocketReleased { address: None, port: port.get() }
+            }
+            Entry::Event(Hint::OwnerExiting { process, status }) => {
+                let detail = Some(words::exit_status(*status));
+                step("owner_exiting", Detail { detail, ..of(*process) })
+            }
+            Entry::EventsLost(count) => Body::EventsLost { count: *count },
+            Entry::Signalled { process, signal, judgement } => Body::SignalSent {
+                pid: process.tgid.0,
+                start: process.start.0,
+                signal: words::signals(*signal),
+                class: judgement.class.name(),
+                reasons: whys(judgement),
+            },
+            Entry::SignalFailed { process, signal, failure } => step(
+                "signal_failed",
+                Detail {
+                    signal: Some(words::signals(*signal)),
+                    detail: Some(format!("{failure:?}")),
+                    ..of(*process)
+                },
+            ),
+            Entry::Gone { process, status } => {
+                Body::OwnerExited { pid: process.tgid.0, start: process.start.0, how: how(*status) }
+            }
+            Entry::Spared { process, judgement } => {
+                let reasons: Vec<String> = judgement.reasons.iter().map(Reason::to_string).collect();
+                step("spared", Detail { detail: Some(reasons.join("; ")), ..of(*process) })
+            }
+            Entry::Unkillable(process) => step("unkillable", of(*process)),
+            Entry::TierChanged(tier) => Body::TierChanged { tier },
+            Entry::Ended(Outcome::Opened(proof)) => Body::GateOpened {
+                proof: ProofBody {
+                    kind: "bind",
+                    probed_mono_ns: proof.probed.as_nanos(),
+                    endpoints: proof.endpoints.iter().map(endpoint).collect(),
+                },
+                release_latency_us: proof.release_latency.map(micros),
+                tier: tier.name(),
+            },
+            Entry::Ended(Outcome::Refused(refused)) => {
+                Body::GateRefused { refused: refused.iter().map(refused_owner).collect() }
+            }
+            Entry::Ended(_) => return,
+        };
+        self.write(at, body);
+    }
+}
+
+fn step(step: &'static str, detail: Detail) -> Body {
+    Body::RunStep { step, detail }
+}
+
+fn of(process: ProcessId) -> Detail {
+    Detail { pid: Some(process.tgid.0), start: Some(process.start.0), ..Detail::default() }
+}
+
+fn micros(span: Duration) -> f64 {
+    (span.as_secs_f64() * 1e9).round() / 1e3
+}
+
+fn endpoint(spec: &guard_core::model::BindSpec) -> Endpoint {
+    Endpoint {
+        address: spec.address,
+        port: spec.port.get(),
+        v6only: spec.v6only,
+        reuse_address: spec.reuse_address,
+        reuse_port: spec.reuse_port,
+    }
+}
+
+fn snapshot(gate: &Gate, holders: &[JudgedHolder], tier: Tier, took: Option<Duration>) -> Snapshot {
+    let verdicts = gate.verdicts();
+    let whole = words::overall(&verdicts);
+    let (reason, transient) = match whole {
+        Verdict::Unknown { reason, .. } => (Some(words::unknown(reason)), Some(reason.is_transient())),
+        Verdict::Busy { holders } if holders.is_empty() => (Some(super::human::NOBODY.to_owned()), None),
+        Verdict::Busy { .. } | Verdict::Free => (None, None),
+    };
+    let endpoints = gate
+        .plan()
+        .endpoints
+        .iter()
+        .zip(&verdicts)
+        .map(|(spec, verdict)| EndpointVerdict {
+            endpoint: endpoint(spec),
+            verdict: words::verdict_word(verdict),
+            reason: match verdict {
+                Verdict::Unknown { reason, .. } => Some(words::unknown(reason)),
+                Verdict::Busy { .. } | Verdict::Free => None,
+            },
+        })
+        .collect();
+    Snapshot {
+        verdict: words::verdict_word(whole),
+        reason,
+        transient,
+        tier: tier.name(),
+        endpoints,
+        holders: holders.iter().map(holder).collect(),
+        decision: match whole {
+            Verdict::Free => None,
+            Verdict::Busy { .. } | Verdict::Unknown { .. } => gate.decision().map(decision),
+        },
+        took_us: took.map(micros),
+    }
+}
+
+fn decision(decision: Decision) -> DecisionBody {
+    let bare = |process: &ProcessId| RefusedOwner {
+        pid: process.tgid.0,
+        start: process.start.0,
+        class: None,
+        reasons: Vec::new(),
+    };
+    match decision {
+        Decision::Wait => DecisionBody { action: "wait", processes: Vec::new(), detail: None },
+        Decision::End(stale) => {
+            DecisionBody { action: "end", processes: stale.iter().map(refused_owner).collect(), detail: None }
+        }
+        Decision::Refuse(refused) => DecisionBody {
+            action: "refuse",
+            processes: refused.iter().map(refused_owner).collect(),
+            detail: None,
+        },
+        Decision::NotPermitted(processes) => DecisionBody {
+            action: "not_permitted",
+            processes: processes.iter().map(bare).collect(),
+            detail: None,
+        },
+        Decision::CannotTell(reason) => DecisionBody {
+            action: "cannot_tell",
+            processes: Vec::new(),
+            detail: Some(words::unknown(&reason)),
+        },
+    }
+}
+
+fn holder(judged: &JudgedHolder) -> HolderBody {
+    let socket = &judged.holder.socket;
+    let (visibility, why) = match &judged.holder.owners {
+        Owners::All(_) => ("all", None),
+        Owners::Some(_, why) => ("some", Some(words::unseen(why))),
+        Owners::NoFile => ("none", None),
+    };
+    HolderBody {
+        state: socket.state.name(),
+        address: socket.address,
+        port: socket.port.get(),
+        remote: socket.remote.map(|(address, port)| SocketAddr::new(address, port)),
+        v6only: socket.v6only,
+        uid: socket.uid.0,
+        inode: socket.inode.map(|inode| inode.0),
+        cookie: socket.cookie.map(|cookie| cookie.0),
+        conflict: if judged.holder.certain { "certain" } else { "possible" },
+        kernel_held: judged.is_kernel_held(),
+        time_wait_remaining_ms: socket
+            .expires
+            .filter(|_| matches!(socket.state, TcpState::TimeWait | TcpState::FinWait2))
+            .map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+        accept_queue: socket.accept_queue,
+        backlog: socket.backlog,
+        owners: OwnersBody { visibility, why, processes: judged.owners.iter().map(owner).collect() },
+    }
+}
+
+fn owner(owner: &JudgedOwner) -> OwnerBody {
+    let process = owner.process.as_ref();
+    OwnerBody {
+        pid: owner.id.tgid.0,
+        start: owner.id.start.0,
+        parent: process.and_then(|process| process.parent).map(|parent| parent.0),
+        uid: process.map(|process| process.uid.0),
+        comm: process.map(|process| process.comm.clone()),
+        exe: process.and_then(|process| process.exe.known().cloned()),
+        exe_deleted: process.is_some_and(|process| process.exe_deleted),
+        argv: process.and_then(|process| match &process.argv {
+            Seen::Known(argv) => Some(argv.clone()),
+            Seen::Hidden | Seen::Absent => None,
+        }),
+        cgroup: process.and_then(|process| process.cgroup.clone()),
+        wait_channel: process.and_then(|process| process.wait_channel.clone()),
+        class: owner.judgement.class.name(),
+        reasons: whys(&owner.judgement),
+    }
+}
+
+fn refused_owner((process, judgement): &(ProcessId, Judgement)) -> RefusedOwner {
+    let class: Class = judgement.class;
+    RefusedOwner {
+        pid: process.tgid.0,
+        start: process.start.0,
+        class: Some(class.name()),
+        reasons: whys(judgement),
+    }
+}
+
+fn whys(judgement: &Judgement) -> Vec<Why> {
+    judgement.reasons.iter().map(|reason| Why { code: code(reason), text: reason.to_string() }).collect()
+}
+
+const fn code(reason: &Reason) -> &'static str {
+    match reason {
+        Reason::Itself => "itself",
+        Reason::Ancestor(_) => "ancestor",
+        Reason::AncestryHidden => "ancestry_hidden",
+        Reason::KernelThread => "kernel_thread",
+        Reason::SameServiceCgroup(_) => "same_service_cgroup",
+        Reason::StartedAfterRequest => "started_after_request",
+        Reason::Matched { .. } => "matched",
+        Reason::AnyOwner => "any_owner",
+        Reason::ExecutableDeleted => "executable_deleted",
+        Reason::NotMatched { .. } => "not_matched",
+        Reason::FieldHidden(_) => "field_hidden",
+        Reason::CommAlone(_) => "comm_alone",
+        Reason::NoRules => "no_rules",
+        Reason::NoEvidence => "no_evidence",
+    }
+}
+
+fn how(status: Option<ExitStatus>) -> How {
+    match status {
+        Some(ExitStatus::Code(code)) => How { exit_code: Some(code), signal: None, core_dumped: None },
+        Some(ExitStatus::Signal { number, core_dumped }) => {
+            How { exit_code: None, signal: Some(number), core_dumped: Some(core_dumped) }
+        }
+        None => How { exit_code: None, signal: None, core_dumped: None },
+    }
+}

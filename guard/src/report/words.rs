@@ -1,0 +1,259 @@
+//! The sentences that human and JSON output share.
+
+use std::time::Duration;
+
+use guard_core::gate::{JudgedHolder, Outcome};
+use guard_core::model::{
+    BindOutcome, BindSpec, ExitStatus, Owners, Process, ProcessId, ProcessState, Seen, Signal, Socket,
+    TcpState, UnknownReason, Unseen, Verdict,
+};
+
+/// What the reports of one command have in common.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The service's name; one-shot commands name it after the port.
+    pub service: String,
+    /// The subcommand.
+    pub command: &'static str,
+    /// Its signals are only announced.
+    pub dry_run: bool,
+    /// From SIGTERM to SIGKILL.
+    pub drain: Duration,
+}
+
+/// The stable word for an outcome.
+pub const fn outcome_code(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Opened(_) => "opened",
+        Outcome::Looked => "looked",
+        Outcome::StillBusy { .. } => "still_busy",
+        Outcome::Unknown(_) => "unknown",
+        Outcome::Refused(_) => "refused",
+        Outcome::Duel(_) => "duel",
+        Outcome::NotPermitted(_) => "not_permitted",
+        Outcome::CannotSignal(..) => "cannot_signal",
+    }
+}
+
+/// The verdict on a whole service: free only when every endpoint is.
+pub fn overall(verdicts: &[Verdict]) -> &Verdict {
+    let rank = |verdict: &&Verdict| match verdict {
+        Verdict::Busy { .. } => 2,
+        Verdict::Unknown { .. } => 1,
+        Verdict::Free => 0,
+    };
+    verdicts.iter().max_by_key(rank).unwrap_or(&Verdict::Free)
+}
+
+pub(super) const fn verdict_word(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Free => "free",
+        Verdict::Busy { .. } => "busy",
+        Verdict::Unknown { .. } => "unknown",
+    }
+}
+
+pub(super) fn endpoint(spec: &BindSpec) -> String {
+    let mut flags = Vec::new();
+    if !spec.reuse_address {
+        flags.push("strict");
+    }
+    if spec.reuse_port {
+        flags.push("reuseport");
+    }
+    if spec.v6only {
+        flags.push("v6only");
+    }
+    if flags.is_empty() { spec.to_string() } else { format!("{spec} ({})", flags.join(", ")) }
+}
+
+pub(super) fn unknown(reason: &UnknownReason) -> String {
+    match reason {
+        UnknownReason::OwnerHidden { uid, why } => {
+            format!("held by uid {uid}, and the owner is not visible: {}", unseen(why))
+        }
+        UnknownReason::ProbeNotPermitted => {
+            "this user may not bind the port, so nothing can prove it free; run as root or with CAP_NET_BIND_SERVICE"
+                .to_owned()
+        }
+        UnknownReason::AddressMissing => {
+            "the address is on no interface of this network namespace, or its address family is switched off".to_owned()
+        }
+        UnknownReason::ProbeFailed(why) => format!("the bind probe failed: {why}"),
+        UnknownReason::SnapshotFailed(why) => format!("the socket table could not be read: {why}"),
+        UnknownReason::NotYetObserved => "nothing has been looked at yet".to_owned(),
+    }
+}
+
+pub(super) fn unseen(why: &Unseen) -> String {
+    match why {
+        Unseen::NotPermitted => {
+            "this user may not read other users' /proc/PID/fd; run as root or with CAP_SYS_PTRACE".to_owned()
+        }
+        Unseen::Closed(closed) => {
+            let closed: Vec<String> = closed.iter().map(ToString::to_string).collect();
+            format!(
+                "a security module forbids to look into pid {}, even with CAP_SYS_PTRACE",
+                closed.join(", ")
+            )
+        }
+        Unseen::OtherPidNamespace => {
+            "portguard runs in a child PID namespace and an owner may live outside; run it in the host's"
+                .to_owned()
+        }
+        Unseen::Failed(why) => format!("/proc could not be read: {why}"),
+    }
+}
+
+pub(super) fn bind_outcome(outcome: &BindOutcome) -> String {
+    match outcome {
+        BindOutcome::Bindable => "bindable".to_owned(),
+        BindOutcome::InUse => "EADDRINUSE".to_owned(),
+        BindOutcome::AddressMissing => "EADDRNOTAVAIL".to_owned(),
+        BindOutcome::FamilyMissing => "EAFNOSUPPORT".to_owned(),
+        BindOutcome::NotPermitted => "EACCES".to_owned(),
+        BindOutcome::Failed(why) => why.clone(),
+    }
+}
+
+pub(super) fn exit_status(status: Option<ExitStatus>) -> String {
+    match status {
+        Some(ExitStatus::Code(code)) => format!("exited with code {code}"),
+        Some(ExitStatus::Signal { number, core_dumped }) => {
+            let name =
+                ExitStatus::signal_name(number).map_or_else(|| format!("signal {number}"), str::to_owned);
+            let core = if core_dumped { ", core dumped" } else { "" };
+            format!("ended by {name}{core}")
+        }
+        None => "is gone".to_owned(),
+    }
+}
+
+/// `pid 4711 (node) /usr/bin/node dist/index.js`
+pub(super) fn process(id: ProcessId, process: Option<&Process>) -> String {
+    let Some(process) = process else { return format!("pid {id}") };
+    let shown = match (&process.argv, &process.exe) {
+        (Seen::Known(argv), _) if !argv.is_empty() => shorten(&argv.join(" "), 80),
+        (_, Seen::Known(exe)) => exe.clone(),
+        _ => String::new(),
+    };
+    let state = match process.state {
+        ProcessState::Zombie => ", zombie".to_owned(),
+        ProcessState::Stopped => ", stopped".to_owned(),
+        ProcessState::Traced => ", traced".to_owned(),
+        ProcessState::Uninterruptible => match &process.wait_channel {
+            Some(channel) => format!(", uninterruptible in {channel}"),
+            None => ", uninterruptible".to_owned(),
+        },
+        _ => String::new(),
+    };
+    let comm = printable(&process.comm);
+    let separator = if shown.is_empty() { "" } else { ": " };
+    format!("pid {id} ({comm}, uid {}{state}){separator}{}", process.uid, printable(&shown))
+}
+
+/// `LISTEN 127.0.0.1:18789, 3 of 511 waiting to be accepted`
+pub(super) fn socket(socket: &Socket) -> String {
+    let mut text =
+        format!("{} {}", socket.state.name(), std::net::SocketAddr::new(socket.address, socket.port.get()));
+    if let Some((address, port)) = socket.remote {
+        text.push_str(&format!(" to {}", std::net::SocketAddr::new(address, port)));
+    }
+    if socket.state == TcpState::Listen {
+        if let (Some(queue), Some(backlog)) = (socket.accept_queue, socket.backlog) {
+            text.push_str(&format!(", {queue} of {backlog} waiting to be accepted"));
+        }
+        if socket.v6only == Some(true) {
+            text.push_str(", v6only");
+        }
+    }
+    if let Some(left) = socket.expires {
+        text.push_str(&format!(", expires in {}", span(left)));
+    }
+    text
+}
+
+/// Who has a holder, when that is not a list of processes.
+pub(super) fn nobody(holder: &JudgedHolder) -> Option<String> {
+    match &holder.holder.owners {
+        owners if owners.is_kernel_held() => {
+            let unless = match owners {
+                Owners::Some(_, why) => format!("; {}", unseen(why)),
+                Owners::All(_) | Owners::NoFile => String::new(),
+            };
+            Some(format!(
+                "kernel-held: no process has a descriptor (in flight over a Unix socket, registered with io_uring, \
+                 or still being closed), so no signal helps{unless}"
+            ))
+        }
+        Owners::Some(seen, why) if seen.is_empty() => {
+            Some(format!("owner unknown, uid {}: {}", holder.holder.socket.uid, unseen(why)))
+        }
+        Owners::Some(_, why) if why.is_only_init() => None,
+        Owners::Some(_, why) => Some(format!("there may be more owners: {}", unseen(why))),
+        Owners::NoFile if holder.holder.socket.state == TcpState::TimeWait => {
+            Some("no process: it goes by itself".to_owned())
+        }
+        Owners::NoFile => Some("no process: never accepted or already closed by its owner".to_owned()),
+        Owners::All(_) => None,
+    }
+}
+
+pub(super) fn signals(signal: Signal) -> &'static str {
+    match signal {
+        Signal::Term => "SIGTERM",
+        Signal::Kill => "SIGKILL",
+    }
+}
+
+/// A span of time in the unit that suits it.
+pub(super) fn span(span: Duration) -> String {
+    let micros = span.as_secs_f64() * 1e6;
+    if micros < 1_000.0 {
+        format!("{micros:.0} µs")
+    } else if micros < 1_000_000.0 {
+        format!("{:.1} ms", micros / 1e3)
+    } else {
+        format!("{:.2} s", micros / 1e6)
+    }
+}
+
+/// Control characters from a process's own words must not reach a terminal.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+fn shorten(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        text.to_owned()
+    } else {
+        let head: String = text.chars().take(most - 1).collect();
+        format!("{head}…")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_use_the_unit_that_suits_them() {
+        assert_eq!(span(Duration::from_micros(7)), "7 µs");
+        assert_eq!(span(Duration::from_micros(1_540)), "1.5 ms");
+        assert_eq!(span(Duration::from_millis(2_340)), "2.34 s");
+    }
+
+    #[test]
+    fn terminal_escapes_in_a_title_are_not_printed() {
+        assert_eq!(printable("a\u{1b}[31mb"), "a\u{fffd}[31mb");
+    }
+
+    #[test]
+    fn a_service_is_free_only_when_every_endpoint_is() {
+        let busy = Verdict::Busy { holders: Vec::new() };
+        let unknown = Verdict::Unknown { reason: UnknownReason::NotYetObserved, holders: Vec::new() };
+        assert_eq!(overall(&[Verdict::Free, Verdict::Free]), &Verdict::Free);
+        assert_eq!(overall(&[Verdict::Free, unknown.clone()]), &unknown);
+        assert_eq!(overall(&[unknown, busy.clone(), Verdict::Free]), &busy);
+    }
+}

@@ -1,0 +1,336 @@
+//! The one event loop: feeds facts to the gate, performs its actions, waits
+//! for the next event or deadline. The only reader of the clock.
+
+pub mod asker;
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, SystemTime};
+
+use guard_core::follow::{Follow, follow};
+use guard_core::gate::{Action, Fact, Gate, Goal, Hint, Plan};
+use guard_core::model::{BindSpec, Instant, Port, ProcessId, Snapshot, StartTime};
+use guard_core::timeline::Entry;
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId as TimerClock, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::time::{ClockId, clock_gettime};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tracing::{debug, warn};
+
+use crate::act;
+pub use crate::act::{Command, CommandError, probe, replace};
+use crate::kernel::pidfd::PidFdError;
+use crate::kernel::procfs;
+use crate::observe::{ExitWatch, LookError, Looker, Observer, read_table};
+pub use crate::observe::{Tier, TierChoice, TierError};
+
+/// Why a run could not be started or carried on.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The tier that was asked for cannot be had.
+    #[error(transparent)]
+    Tier(#[from] TierError),
+    /// The thread that looks could not be started.
+    #[error(transparent)]
+    Look(#[from] LookError),
+    /// The event loop's own descriptors failed.
+    #[error("cannot {operation}: {source}")]
+    Loop {
+        /// What was tried.
+        operation: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn in_loop(operation: &'static str) -> impl Fn(io::Error) -> RuntimeError {
+    move |source| RuntimeError::Loop { operation, source }
+}
+
+/// The moment on `CLOCK_MONOTONIC`.
+pub fn now() -> Instant {
+    Instant::from_nanos(nanos(ClockId::CLOCK_MONOTONIC))
+}
+
+/// This moment on the scale of process start times: clock ticks of
+/// `CLOCK_BOOTTIME`, as in field 22 of `/proc/PID/stat`.
+pub fn request_tick() -> StartTime {
+    let per_second = u128::from(procfs::clock_ticks_per_second());
+    let ticks = u128::from(nanos(ClockId::CLOCK_BOOTTIME)) * per_second / 1_000_000_000;
+    StartTime(u64::try_from(ticks).unwrap_or(u64::MAX))
+}
+
+/// The wall clock's reading at `at`, judged by the two clocks' distance now.
+pub fn wall_clock(at: Instant) -> SystemTime {
+    SystemTime::now() - now().since(at)
+}
+
+fn nanos(clock: ClockId) -> u64 {
+    // These clocks exist on every kernel that the guard runs on and the call
+    // has no other way to fail.
+    let time = clock_gettime(clock).unwrap_or(TimeSpec::new(0, 0));
+    let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
+    seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap_or(0)
+}
+
+/// While a started command is followed: not every tier tells of new listeners.
+const FOLLOW_RECHECK: Duration = Duration::from_millis(50);
+
+/// Who wants to know what happens in a run.
+pub trait Sink {
+    /// Called for each new entry of the run's timeline, in order.
+    fn entry(&mut self, gate: &Gate, tier: Tier, at: Instant, entry: &Entry);
+}
+
+/// A wake-up at an absolute moment, with the kernel's resolution: the timers of
+/// the async runtime only count milliseconds.
+#[derive(Debug)]
+struct Alarm(AsyncFd<AlarmFd>);
+
+#[derive(Debug)]
+struct AlarmFd(TimerFd);
+
+impl AsRawFd for AlarmFd {
+    fn as_raw_fd(&self) -> RawFd {
+        std::os::fd::AsFd::as_fd(&self.0).as_raw_fd()
+    }
+}
+
+impl Alarm {
+    fn new() -> io::Result<Self> {
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        let timer = TimerFd::new(TimerClock::CLOCK_MONOTONIC, flags)?;
+        // SAFETY: the timer owns its descriptor, keeps it for its whole life and always names the same one.
+        Ok(Self(unsafe { AsyncFd::register_with_interest(AlarmFd(timer), Interest::READABLE) }?))
+    }
+
+    fn set(&self, at: Instant) -> io::Result<()> {
+        // Zero would disarm the timer.
+        let at = Duration::from_nanos(at.as_nanos().max(1));
+        let expiration = Expiration::OneShot(TimeSpec::from_duration(at));
+        Ok(self.0.get_ref().0.set(expiration, TimerSetTimeFlags::TFD_TIMER_ABSTIME)?)
+    }
+
+    /// Resolves when the set moment has come. Cancel safe.
+    async fn rings(&self) -> io::Result<()> {
+        self.0.readable().await?.clear_ready();
+        Ok(())
+    }
+}
+
+/// Everything that a few runs on the same endpoints share.
+#[derive(Debug)]
+pub struct Session {
+    observer: Observer,
+    looker: Looker,
+    exits: ExitWatch,
+    alarm: Alarm,
+    /// Processes whose pidfd could not be opened; tried again with each look.
+    unwatched: Vec<ProcessId>,
+    ports: Vec<Port>,
+    endpoints: Vec<BindSpec>,
+}
+
+impl Session {
+    /// Opens the sources of facts, in the network namespace of the caller.
+    /// Needs a running tokio reactor.
+    pub fn open(
+        choice: TierChoice,
+        endpoints: &[BindSpec],
+        poll_interval: Duration,
+    ) -> Result<Self, RuntimeError> {
+        let mut ports: Vec<Port> = endpoints.iter().map(|spec| spec.port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        Ok(Self {
+            observer: Observer::start(
+                choice,
+                &ports,
+                endpoints.iter().any(|spec| !spec.reuse_address),
+                poll_interval,
+            )?,
+            looker: Looker::start(ports.clone(), now)?,
+            exits: ExitWatch::new().map_err(in_loop("watch processes for their exit"))?,
+            alarm: Alarm::new().map_err(in_loop("set up a timer"))?,
+            unwatched: Vec::new(),
+            ports,
+            endpoints: endpoints.to_vec(),
+        })
+    }
+
+    /// The tier that facts come from.
+    pub const fn tier(&self) -> Tier {
+        self.observer.tier()
+    }
+
+    /// Why the tier is not a better one.
+    pub fn shortfall(&self) -> Option<&str> {
+        self.observer.shortfall()
+    }
+
+    /// The longest time between two looks without an event.
+    pub const fn recheck(&self) -> Duration {
+        self.observer.recheck()
+    }
+
+    /// Waits until the best tier is ready instead of starting on what is ready first.
+    pub async fn settle(&mut self) {
+        self.observer.upgrade_now().await;
+    }
+
+    /// Carries out one run to its end.
+    pub async fn run(&mut self, plan: Plan, sink: &mut dyn Sink) -> Result<Gate, RuntimeError> {
+        let mut gate = Gate::new(plan, now());
+        let mut told = 0;
+        loop {
+            while let Some(action) = gate.next_action() {
+                if let Some(fact) = self.perform(action) {
+                    gate.observe(fact, now());
+                    for process in std::mem::take(&mut self.unwatched) {
+                        if let Some(gone) = self.watch(process) {
+                            gate.observe(gone, now());
+                        }
+                    }
+                }
+            }
+            for (at, entry) in &gate.timeline().entries()[told..] {
+                sink.entry(&gate, self.observer.tier(), *at, entry);
+            }
+            told = gate.timeline().entries().len();
+            if gate.outcome().is_some() {
+                return Ok(gate);
+            }
+            if gate.plan().goal != Goal::Look {
+                // Not free at the first look, so the run will last: a better tier pays.
+                self.observer.upgrade();
+            }
+            if let Some(at) = gate.next_deadline() {
+                self.alarm.set(at).map_err(in_loop("set a timer"))?;
+            }
+            // Events before deadlines: what happened in time counts as in time.
+            tokio::select! {
+                biased;
+                fact = self.observer.next(now) => gate.observe(fact, now()),
+                gone = self.exits.next() => {
+                    for (process, status) in gone.map_err(in_loop("wait for processes to exit"))? {
+                        gate.observe(Fact::OwnerGone { process, status }, now());
+                    }
+                }
+                fact = self.looker.next() => {
+                    if let Fact::SnapshotTaken(snapshot) = &fact {
+                        self.observer.look(snapshot);
+                    }
+                    gate.observe(fact, now());
+                }
+                rang = self.alarm.rings() => {
+                    rang.map_err(in_loop("wait for a timer"))?;
+                    gate.on_deadline(now());
+                }
+            }
+        }
+    }
+
+    /// Follows a started command until it, or what it starts, listens. Returns
+    /// what was found, or how the command ended before.
+    pub async fn follow(&mut self, command: &mut Command) -> Result<Followed, RuntimeError> {
+        let Some(pid) = command.pid() else { return Ok(Followed::Nothing) };
+        loop {
+            self.looker.request(Vec::new())?;
+            let next_look = now() + self.observer.recheck().min(FOLLOW_RECHECK);
+            self.alarm.set(next_look).map_err(in_loop("set a timer"))?;
+            let snapshot = tokio::select! {
+                biased;
+                fact = self.looker.next() => match fact {
+                    Fact::SnapshotTaken(snapshot) => Some(snapshot),
+                    other => {
+                        debug!(?other, "the look for the successor failed");
+                        None
+                    }
+                },
+                ended = command.wait() => return Ok(Followed::Ended(ended)),
+            };
+            if let Some(snapshot) = snapshot {
+                let at = snapshot.ended;
+                match follow(&snapshot, &self.endpoints, guard_core::model::Tgid(pid)) {
+                    Follow::NotYet => {}
+                    found => return Ok(Followed::Found { found, at, snapshot: Box::new(snapshot) }),
+                }
+            }
+            // The next look follows an event on the port, or the safety net.
+            loop {
+                tokio::select! {
+                    biased;
+                    fact = self.observer.next(now) => {
+                        if matches!(fact, Fact::Hinted { hint: Hint::ListenerOpened { .. }, .. } | Fact::EventsLost { .. }) {
+                            break;
+                        }
+                    }
+                    ended = command.wait() => return Ok(Followed::Ended(ended)),
+                    rang = self.alarm.rings() => {
+                        rang.map_err(in_loop("wait for a timer"))?;
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    fn perform(&mut self, action: Action) -> Option<Fact> {
+        match action {
+            Action::Probe => {
+                let begun = now();
+                Some(Fact::Probed { outcomes: act::probe(&self.endpoints), begun })
+            }
+            Action::ReadTable => {
+                let begun = now();
+                Some(match read_table(&self.ports) {
+                    Ok(sockets) => Fact::TableRead { sockets, begun },
+                    Err(error) => Fact::SnapshotFailed(error.to_string()),
+                })
+            }
+            Action::TakeSnapshot { also } => match self.looker.request(also) {
+                Ok(()) => None,
+                Err(error) => Some(Fact::SnapshotFailed(error.to_string())),
+            },
+            Action::Watch(process) => self.watch(process),
+            Action::Signal { process, signal } => {
+                Some(act::signal(process, self.exits.pidfd(process), signal))
+            }
+        }
+    }
+
+    fn watch(&mut self, process: ProcessId) -> Option<Fact> {
+        self.observer.watch_owner(process);
+        match self.exits.watch(process) {
+            Ok(()) => None,
+            Err(PidFdError::Gone(_) | PidFdError::IdentityChanged { .. }) => {
+                Some(Fact::OwnerGone { process, status: None })
+            }
+            Err(error) => {
+                // Its end will be seen late. Safe: a gate that waits for it stays shut.
+                warn!(%error, pid = process.tgid.0, "cannot watch a process for its exit");
+                self.unwatched.push(process);
+                None
+            }
+        }
+    }
+}
+
+/// How following a command ended.
+#[derive(Debug)]
+pub enum Followed {
+    /// Somebody listens.
+    Found {
+        /// Who.
+        found: Follow,
+        /// When it was seen.
+        at: Instant,
+        /// What was seen.
+        snapshot: Box<Snapshot>,
+    },
+    /// The command ended before anybody listened.
+    Ended(Result<std::process::ExitStatus, CommandError>),
+    /// The command had ended before it could be followed.
+    Nothing,
+}

@@ -1,0 +1,120 @@
+//! A process that can play every part around a TCP port: the polite server, the
+//! stubborn one, its forked children, its clients, and whatever else keeps a
+//! port from being bound.
+//!
+//! It reports on stdout, one JSON object per line with the key `standin`:
+//! `bind_failed` for each attempt that lost, `ready` once the asked-for state is
+//! reached, `term` when SIGTERM arrives, `command_exited` after `-- CMD`. Tests wait
+//! for those lines and never for time. It ends by itself when the other end of
+//! its standard input closes, so it cannot outlive the test.
+
+mod crowd;
+mod disguise;
+mod options;
+mod say;
+mod serve;
+mod sockets;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use serde_json::json;
+
+use crate::options::Options;
+use crate::sockets::{Bound, Held};
+
+/// Exit code after the last bind attempt lost: the number of `EADDRINUSE`.
+const EXIT_IN_USE: u8 = 98;
+
+fn main() -> ExitCode {
+    match play(&Options::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("standin: {error:#}");
+            ExitCode::from(70)
+        }
+    }
+}
+
+fn play(options: &Options) -> Result<ExitCode> {
+    if options.supervise {
+        return serve::supervise();
+    }
+    if let Some(title) = &options.title {
+        disguise::wear(title).with_context(|| format!("hide the arguments behind the title {title:?}"))?;
+    }
+    let Some((mut listeners, attempts)) = bind_all(options)? else {
+        return Ok(ExitCode::from(EXIT_IN_USE));
+    };
+
+    // What a listener does to its port besides listening.
+    let mut held: Vec<Held> = Vec::new();
+    if options.time_wait {
+        for listener in &listeners {
+            sockets::leave_time_wait(listener).context("leave a TIME_WAIT socket behind")?;
+        }
+    }
+    let described: Vec<_> = listeners.iter().map(Bound::describe).collect::<Result<_>>()?;
+    if options.inflight {
+        for listener in listeners.drain(..) {
+            held.push(sockets::put_in_flight(listener).context("send the listener over a Unix socket")?);
+        }
+    }
+    if let Some(port) = options.client_from {
+        held.push(sockets::client_from(port).with_context(|| format!("connect from port {port}"))?);
+    }
+    if let Some(to) = options.connect {
+        held.extend(
+            sockets::connect_many(to, options.hold_connections)
+                .with_context(|| format!("connect to {to}"))?,
+        );
+    }
+
+    serve::choose_signals(options.on_term, options.leader_exits)?;
+    // Forks come before threads: a child of a process with threads has only one.
+    let children = match crowd::fork_sharers(options)? {
+        crowd::Role::Parent(children) => children,
+        crowd::Role::Child => {
+            serve::choose_signals(options.sharer_on_term, false)?;
+            return serve::until_told(listeners, held, options.sharer_on_term, options.accept);
+        }
+    };
+    crowd::follow_leash();
+    crowd::start_threads(options.threads);
+    crowd::touch_memory(options.rss).context("touch the memory asked for")?;
+
+    say::line(&json!({
+        "standin": "ready",
+        "pid": std::process::id(),
+        "tag": options.tag,
+        "listeners": described,
+        "bind_attempts": attempts,
+        "children": children,
+        "connections": held.iter().map(Held::connections).sum::<usize>(),
+    }));
+    if !options.command.is_empty() {
+        serve::run_command(&options.command)?;
+    }
+    if options.orphan || options.exit_when_ready {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if options.leader_exits {
+        crowd::leave_as_leader();
+    }
+    serve::until_told(listeners, held, options.on_term, options.accept)
+}
+
+/// The listeners and the number of the attempt that bound them all; `None` when
+/// every attempt lost.
+fn bind_all(options: &Options) -> Result<Option<(Vec<Bound>, u32)>> {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        match sockets::open_all(options, attempt)? {
+            Some(listeners) => return Ok(Some((listeners, attempt))),
+            None if attempt >= options.bind_attempts => return Ok(None),
+            None => std::thread::yield_now(),
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The one place that knows the names of fields in portguard's JSON lines.
+
+use std::fmt;
+
+use serde_json::Value;
+
+use crate::process::Proc;
+
+/// One JSON line of portguard.
+#[derive(Clone, Debug)]
+pub struct Event(pub Value);
+
+/// The verdict of a `snapshot` event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// `free`
+    Free,
+    /// `busy`
+    Busy,
+    /// `unknown`
+    Unknown,
+}
+
+/// A holder in a `snapshot` event.
+#[derive(Clone, Copy, Debug)]
+pub struct Holder<'a>(pub &'a Value);
+
+/// A process in a holder's `owners`.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner<'a>(pub &'a Value);
+
+impl Event {
+    /// `line` as an event: a JSON object with a `type`. Stand-ins' lines have none.
+    pub fn parse(line: &str) -> Option<Self> {
+        let value: Value = serde_json::from_str(line).ok()?;
+        value.get("type")?.as_str()?;
+        Some(Self(value))
+    }
+
+    /// `type`
+    pub fn kind(&self) -> &str {
+        text(&self.0, "type")
+    }
+
+    /// `seq`
+    pub fn seq(&self) -> u64 {
+        number(&self.0, "seq")
+    }
+
+    /// `v`, the schema's version.
+    pub fn version(&self) -> u64 {
+        number(&self.0, "v")
+    }
+
+    /// `mono_ns`: `CLOCK_MONOTONIC` in nanoseconds.
+    pub fn mono_ns(&self) -> u64 {
+        number(&self.0, "mono_ns")
+    }
+
+    /// `verdict` of a `snapshot`.
+    pub fn verdict(&self) -> Verdict {
+        match text(&self.0, "verdict") {
+            "free" => Verdict::Free,
+            "busy" => Verdict::Busy,
+            "unknown" => Verdict::Unknown,
+            other => panic!("no such verdict: {other:?} in {self}"),
+        }
+    }
+
+    /// `reason` of an `unknown` verdict or of a refused gate; empty when there is none.
+    pub fn reason(&self) -> &str {
+        self.0["reason"].as_str().unwrap_or_default()
+    }
+
+    /// `holders` of a `snapshot`.
+    pub fn holders(&self) -> Vec<Holder<'_>> {
+        self.0["holders"]
+            .as_array()
+            .unwrap_or_else(|| panic!("no holders in {self}"))
+            .iter()
+            .map(Holder)
+            .collect()
+    }
+
+    /// `decision.action` of a `snapshot`: what `free` would do; empty when there is nothing to do.
+    pub fn decision(&self) -> &str {
+        self.0["decision"]["action"].as_str().unwrap_or_default()
+    }
+
+    /// The processes that `decision` is about.
+    pub fn decided(&self) -> Vec<Proc> {
+        self.0["decision"]["processes"].as_array().into_iter().flatten().map(process).collect()
+    }
+
+    /// `tier`, of events that carry it.
+    pub fn tier(&self) -> Option<&str> {
+        self.0["tier"].as_str()
+    }
+
+    /// `pid` and `start` of a `signal_sent` or `owner_exited`.
+    pub fn process(&self) -> Proc {
+        process(&self.0)
+    }
+
+    /// `signal` of a `signal_sent`.
+    pub fn signal(&self) -> &str {
+        text(&self.0, "signal")
+    }
+
+    /// `exit_code` of a `run_finished`.
+    pub fn exit_code(&self) -> i64 {
+        self.0["exit_code"].as_i64().unwrap_or_else(|| panic!("no exit_code in {self}"))
+    }
+
+    /// Some holder of a `snapshot` has this owner.
+    pub fn shows(&self, process: Proc) -> bool {
+        self.holders().iter().flat_map(Holder::owners).any(|owner| owner.process() == process)
+    }
+
+    /// The whole line mentions this word, under whatever name.
+    pub fn mentions(&self, word: &str) -> bool {
+        self.0.to_string().contains(word)
+    }
+}
+
+impl<'a> Holder<'a> {
+    /// `state`: the kernel's name, as `LISTEN`.
+    pub fn state(&self) -> &str {
+        text(self.0, "state")
+    }
+
+    /// `address`
+    pub fn address(&self) -> &str {
+        text(self.0, "address")
+    }
+
+    /// `inode`; `None` for a socket without a file.
+    pub fn inode(&self) -> Option<u64> {
+        self.0["inode"].as_u64()
+    }
+
+    /// `kernel_held`: no process has a descriptor for it.
+    pub fn kernel_held(&self) -> bool {
+        self.0["kernel_held"].as_bool().unwrap_or_else(|| panic!("no kernel_held in {}", self.0))
+    }
+
+    /// `time_wait_remaining_ms`
+    pub fn time_wait_remaining_ms(&self) -> Option<u64> {
+        self.0["time_wait_remaining_ms"].as_u64()
+    }
+
+    /// `owners.visibility`: `all`, `some` or `none`.
+    pub fn visibility(&self) -> &str {
+        text(&self.0["owners"], "visibility")
+    }
+
+    /// `owners.processes`
+    pub fn owners(&self) -> Vec<Owner<'a>> {
+        self.0["owners"]["processes"].as_array().into_iter().flatten().map(Owner).collect()
+    }
+}
+
+impl Owner<'_> {
+    /// `pid` and `start`.
+    pub fn process(&self) -> Proc {
+        process(self.0)
+    }
+
+    /// `class`: `stale`, `foreign`, `protected`, `newcomer` or `current`.
+    pub fn class(&self) -> &str {
+        text(self.0, "class")
+    }
+
+    /// `reasons`: why it is of that class, as codes.
+    pub fn reasons(&self) -> Vec<&str> {
+        let reasons = self.0["reasons"].as_array().into_iter().flatten();
+        reasons.map(|reason| text(reason, "code")).collect()
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+fn process(value: &Value) -> Proc {
+    Proc { pid: i32::try_from(number(value, "pid")).expect("a PID"), start: number(value, "start") }
+}
+
+fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+    value[field].as_str().unwrap_or_else(|| panic!("no text {field:?} in {value}"))
+}
+
+fn number(value: &Value, field: &str) -> u64 {
+    value[field].as_u64().unwrap_or_else(|| panic!("no number {field:?} in {value}"))
+}

@@ -1,0 +1,132 @@
+//! A network namespace for each test.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
+
+use crate::process::{PidFd, reap};
+
+/// The private network namespace of the current thread. Dropping it ends every
+/// process that still lives in it: the test made them all.
+#[derive(Debug)]
+pub struct Netns {
+    link: std::path::PathBuf,
+}
+
+impl Netns {
+    /// Moves the current thread, and with it every process it starts, into a new
+    /// network namespace whose loopback interface is up.
+    ///
+    /// # Errors
+    /// Without `CAP_SYS_ADMIN`.
+    pub fn enter() -> Result<Self> {
+        // Orphans come to this process, so a test can see how they end.
+        nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
+        unshare(CloneFlags::CLONE_NEWNET).context("unshare(CLONE_NEWNET) for a private network namespace")?;
+        raise_loopback().context("bring lo up")?;
+        let link = std::fs::read_link("/proc/thread-self/ns/net").context("read /proc/thread-self/ns/net")?;
+        Ok(Self { link })
+    }
+
+    /// A port that nobody in this namespace uses, chosen by the kernel.
+    ///
+    /// # Panics
+    /// When not even port 0 can be bound.
+    pub fn free_port(&self) -> u16 {
+        let fd = socket(IpAddr::V4(Ipv4Addr::UNSPECIFIED), false).expect("a TCP socket");
+        socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))))
+            .expect("bind port 0");
+        let name: SockaddrStorage = socket::getsockname(fd.as_raw_fd()).expect("getsockname");
+        name.as_sockaddr_in().expect("an IPv4 name").port()
+    }
+
+    /// The truth about a port, by `bind()` itself: `SO_REUSEADDR` as asked, dual-stack for `[::]`.
+    ///
+    /// # Errors
+    /// `EADDRINUSE` and whatever else `bind()` says.
+    pub fn bind(&self, address: SocketAddr, reuse: bool) -> nix::Result<OwnedFd> {
+        let fd = socket(address.ip(), reuse)?;
+        socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
+        Ok(fd)
+    }
+
+    /// Whether a service with `SO_REUSEADDR` could bind `address:port` now.
+    pub fn bindable(&self, address: &str, port: u16) -> bool {
+        let address = address.parse().expect("an IP address");
+        self.bind(SocketAddr::new(address, port), true).is_ok()
+    }
+
+    /// Whether a service without `SO_REUSEADDR` could bind `address:port` now.
+    pub fn strictly_bindable(&self, address: &str, port: u16) -> bool {
+        let address = address.parse().expect("an IP address");
+        self.bind(SocketAddr::new(address, port), false).is_ok()
+    }
+
+    /// Every process whose main thread lives in this namespace.
+    fn inhabitants(&self) -> Vec<i32> {
+        let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+        entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|pid| self.has(*pid))
+            .collect()
+    }
+
+    fn has(&self, pid: i32) -> bool {
+        pid != std::process::id().cast_signed()
+            && std::fs::read_link(Path::new("/proc").join(pid.to_string()).join("ns/net"))
+                .is_ok_and(|link| link == self.link)
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        // A supervisor may start another one between two looks: until nobody is left.
+        crate::wait_until(Duration::from_secs(10), || {
+            let left = self.inhabitants();
+            for &pid in &left {
+                let Some(pidfd) = PidFd::open(pid) else { continue };
+                // The PID may have been reused before it was opened.
+                if self.has(pid) {
+                    pidfd.signal(Signal::SIGKILL);
+                    pidfd.ended_within(Duration::from_secs(10));
+                    reap(pid);
+                }
+            }
+            left.is_empty()
+        });
+    }
+}
+
+fn socket(address: IpAddr, reuse: bool) -> nix::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let fd = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    socket::setsockopt(&fd, sockopt::ReuseAddr, &reuse)?;
+    if address.is_ipv6() {
+        socket::setsockopt(&fd, sockopt::Ipv6V6Only, &false)?;
+    }
+    Ok(fd)
+}
+
+fn raise_loopback() -> Result<()> {
+    use nix::libc::{IFF_UP, SIOCGIFFLAGS, SIOCSIFFLAGS, c_short, ifreq, ioctl};
+    let fd = socket(IpAddr::V4(Ipv4Addr::LOCALHOST), false)?;
+    // SAFETY: ifreq is plain old data for which all zeros is a valid value.
+    let mut request: ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l'.cast_signed();
+    request.ifr_name[1] = b'o'.cast_signed();
+    // SAFETY: both requests take a pointer to an ifreq, which lives across the calls;
+    // SIOCGIFFLAGS has filled in `ifru_flags` before it is read.
+    unsafe {
+        Errno::result(ioctl(fd.as_raw_fd(), SIOCGIFFLAGS, &raw mut request)).context("SIOCGIFFLAGS")?;
+        request.ifr_ifru.ifru_flags |= IFF_UP as c_short;
+        Errno::result(ioctl(fd.as_raw_fd(), SIOCSIFFLAGS, &raw mut request)).context("SIOCSIFFLAGS")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,15 @@
+//! portguard, end to end, on the running kernel: one file per theme, one test per
+//! scenario and tier, each in a network namespace of its own.
+
+mod addresses;
+mod crash;
+mod ending;
+mod exit_codes;
+mod heavy;
+mod leftovers;
+mod newcomers;
+mod node;
+mod refusals;
+mod restarts;
+mod roles;
+mod users;
