@@ -179,6 +179,15 @@ impl Session {
         self.observer.upgrade_now().await;
     }
 
+    /// Makes sure of a tier that is no lower than `wanted`.
+    ///
+    /// # Errors
+    ///
+    /// [`TierError::Required`] when it cannot be had.
+    pub async fn require(&mut self, wanted: Tier) -> Result<(), RuntimeError> {
+        Ok(self.observer.require(wanted).await?)
+    }
+
     /// Carries out one run to its end.
     pub async fn run(&mut self, plan: Plan, sink: &mut dyn Sink) -> Result<Gate, RuntimeError> {
         let mut gate = Gate::new(plan, now());

@@ -13,18 +13,21 @@ use crate::portguard::binary;
 pub enum Tier {
     /// `--tier ebpf`
     Ebpf,
+    /// `--tier netlink`
+    Netlink,
     /// `--tier poll`
     Poll,
 }
 
 impl Tier {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Ebpf, Self::Poll];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Ebpf, Self::Netlink, Self::Poll];
 
     /// The word of `--tier`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ebpf => "ebpf",
+            Self::Netlink => "netlink",
             Self::Poll => "poll",
         }
     }
@@ -33,7 +36,7 @@ impl Tier {
     /// is left to the tests themselves to fail on.
     pub fn missing(self) -> Option<&'static str> {
         static WHY_NOT_EBPF: OnceLock<Option<String>> = OnceLock::new();
-        if self == Self::Poll {
+        if self != Self::Ebpf {
             return None;
         }
         let ask = || {

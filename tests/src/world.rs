@@ -90,6 +90,12 @@ macro_rules! each_tier {
 
             #[test]
             $(#[$attribute])*
+            fn netlink() {
+                $crate::world::play(module_path!(), $crate::Tier::Netlink, super::$scenario);
+            }
+
+            #[test]
+            $(#[$attribute])*
             fn poll() {
                 $crate::world::play(module_path!(), $crate::Tier::Poll, super::$scenario);
             }

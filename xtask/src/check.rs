@@ -13,7 +13,7 @@ use crate::build::GUARD_BPF;
 use crate::layer_check::{self, File};
 use crate::process::{read, run, say};
 use crate::workspace::{Profile, Workspace};
-use crate::{build_ebpf, setup, traces};
+use crate::{build_ebpf, facts, setup, traces};
 
 type Step = fn(&Workspace) -> Result<()>;
 
@@ -23,9 +23,10 @@ type Step = fn(&Workspace) -> Result<()>;
 ///
 /// When the tree cannot be read. Findings are not an error but the exit code 1.
 pub(crate) fn command(workspace: &Workspace) -> Result<ExitCode> {
-    let steps: [(&str, Step); 7] = [
+    let steps: [(&str, Step); 8] = [
         ("layers", layers),
         ("traces of a machine", machine),
+        ("kernel facts", kernel_facts),
         ("fmt", fmt),
         ("clippy", clippy),
         ("guard-ebpf with its own compiler", ebpf_check),
@@ -57,6 +58,10 @@ fn layers(workspace: &Workspace) -> Result<()> {
 
 fn machine(workspace: &Workspace) -> Result<()> {
     found(traces::traces(&files(workspace)?))
+}
+
+fn kernel_facts(workspace: &Workspace) -> Result<()> {
+    found(facts::unpinned(&files(workspace)?))
 }
 
 fn found(breaches: Vec<String>) -> Result<()> {

@@ -8,6 +8,7 @@ mod build;
 mod build_ebpf;
 mod cargo_json;
 mod check;
+mod facts;
 mod layer_check;
 mod layers;
 mod linker;

@@ -213,6 +213,10 @@ fn harness(plan: &Plan, tests: &Tests, suite: &Executable, filters: &[String]) -
     if plan.strict {
         command.env(STRICT, "1");
     }
+    if suite.package == END_TO_END && suite.kind == "test" {
+        // They mostly wait for the kernel, each in a namespace of its own.
+        command.env("RUST_TEST_THREADS", "8");
+    }
     command
 }
 

@@ -52,6 +52,9 @@ impl Doctor {
 fn examine() -> Report {
     let (tier, why_not_ebpf, losses) = match Bpf::load(&BpfOptions::default()) {
         Ok(bpf) => (Tier::Ebpf, None, bpf.losses().iter().map(ToString::to_string).collect()),
+        Err(error) if features::destroy_announcements().is_yes() => {
+            (Tier::Netlink, Some(error.to_string()), Vec::new())
+        }
         Err(error) => (Tier::Poll, Some(error.to_string()), Vec::new()),
     };
     Report {

@@ -27,7 +27,7 @@ pub(super) struct Free {
 impl Free {
     pub(super) async fn run(self, verbose: bool) -> anyhow::Result<Exit> {
         let endpoints = self.service.endpoints()?;
-        let mut session = self.tier.open(&endpoints)?;
+        let mut session = self.tier.open(&endpoints).await?;
         let context = Context {
             service: self.service.name(),
             command: "free",

@@ -26,7 +26,7 @@ pub(super) struct Gate {
 impl Gate {
     pub(super) async fn run(self, verbose: bool) -> anyhow::Result<Exit> {
         let endpoints = self.service.endpoints()?;
-        let mut session = self.tier.open(&endpoints)?;
+        let mut session = self.tier.open(&endpoints).await?;
         let plan = options::plan_to_wait(endpoints, self.timeout, &session)?;
         let context =
             Context { service: self.service.name(), command: "gate", dry_run: false, drain: Duration::ZERO };

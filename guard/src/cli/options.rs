@@ -177,6 +177,9 @@ pub(super) struct TierOptions {
     /// Where facts come from; the verdicts are the same, only the latency differs
     #[arg(long, value_enum, default_value = "auto")]
     tier: TierName,
+    /// Refuse to run in a lower tier than this: wait until it is ready, or fail
+    #[arg(long, value_enum, value_name = "TIER")]
+    require_tier: Option<RequiredTier>,
     /// Time between two bind probes in the poll tier
     #[arg(long, value_name = "TIME", default_value = "5ms", value_parser = parse_interval)]
     poll_interval: Duration,
@@ -194,16 +197,28 @@ enum TierName {
     Poll,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum RequiredTier {
+    Ebpf,
+    Netlink,
+}
+
 impl TierOptions {
     /// Opens the sources of facts.
-    pub(super) fn open(&self, endpoints: &[BindSpec]) -> anyhow::Result<Session> {
+    pub(super) async fn open(&self, endpoints: &[BindSpec]) -> anyhow::Result<Session> {
         let choice = match self.tier {
             TierName::Auto => TierChoice::Auto,
             TierName::Ebpf => TierChoice::Only(Tier::Ebpf),
             TierName::Netlink => TierChoice::Only(Tier::Netlink),
             TierName::Poll => TierChoice::Only(Tier::Poll),
         };
-        Ok(Session::open(choice, endpoints, self.poll_interval)?)
+        let mut session = Session::open(choice, endpoints, self.poll_interval)?;
+        match self.require_tier {
+            Some(RequiredTier::Ebpf) => session.require(Tier::Ebpf).await?,
+            Some(RequiredTier::Netlink) => session.require(Tier::Netlink).await?,
+            None => {}
+        }
+        Ok(session)
     }
 }
 

@@ -43,7 +43,7 @@ pub(super) struct Restart {
 impl Restart {
     pub(super) async fn run(self, verbose: bool) -> anyhow::Result<Exit> {
         let endpoints = self.service.endpoints()?;
-        let mut session = self.tier.open(&endpoints)?;
+        let mut session = self.tier.open(&endpoints).await?;
         let context = Context {
             service: self.service.name(),
             command: "restart",

@@ -28,7 +28,7 @@ pub(super) struct Status {
 impl Status {
     pub(super) async fn run(self, verbose: bool) -> anyhow::Result<Exit> {
         let endpoints = self.service.endpoints()?;
-        let mut session = self.tier.open(&endpoints)?;
+        let mut session = self.tier.open(&endpoints).await?;
         let plan = options::plan_to_look(endpoints, &self.rules, self.drain, &session)?;
         let context =
             Context { service: self.service.name(), command: "status", dry_run: false, drain: self.drain };

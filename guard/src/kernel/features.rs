@@ -21,7 +21,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 use super::bind;
 use super::pidfd::{self, PidFd, PidFdError};
 use super::procfs::{self, HidePid};
-use super::sock_diag::{DestroyError, SockDiag, SockDiagError};
+use super::sock_diag::{DestroyError, DestroyedSockets, SockDiag, SockDiagError};
 
 /// The answer to "can this machine do it?".
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +87,7 @@ pub fn all() -> Vec<Feature> {
     let feature = |name, used_for, answer| Feature { name, used_for, answer };
     let mut features = vec![
         feature("sock_diag", "listing the sockets on a port", sock_diag_dump()),
+        feature("destroy_announcements", "the netlink tier", destroy_announcements()),
         feature("bound_inactive", "seeing sockets that are bound and do not listen", bound_inactive()),
         feature("sock_destroy", "--evict", sock_destroy()),
         feature("pidfd", "signalling a process that cannot be mistaken", pidfd()),
@@ -134,6 +135,15 @@ fn capability(name: &str, bit: u32) -> Answer {
             set & (1 << bit) != 0,
             format_args!("{name} is not among the effective capabilities"),
         ),
+        Err(error) => Answer::could_not_tell(error),
+    }
+}
+
+/// Whether the kernel announces destroyed sockets to this user.
+pub fn destroy_announcements() -> Answer {
+    match DestroyedSockets::subscribe(&[], None) {
+        Ok(_) => Answer::Yes,
+        Err(error @ (SockDiagError::Unsupported { .. } | SockDiagError::Denied { .. })) => Answer::no(error),
         Err(error) => Answer::could_not_tell(error),
     }
 }
@@ -413,6 +423,7 @@ mod tests {
 
     #[test]
     fn what_needs_no_privilege_works_here() {
+        assert_eq!(destroy_announcements(), Answer::Yes);
         assert_eq!(sock_diag_dump(), Answer::Yes);
         assert_eq!(pidfd(), Answer::Yes);
     }

@@ -56,6 +56,18 @@ pub enum TierError {
     /// The kernel's announcements cannot be had here.
     #[error("the netlink tier is not available: {0}")]
     Netlink(#[from] NetlinkError),
+    /// A better tier was required than there is.
+    #[error("the {} tier was required and only the {} tier is available: {why}", required.name(), available.name())]
+    Required {
+        /// What was asked for.
+        required: Tier,
+        /// What there is.
+        available: Tier,
+        /// Why not better.
+        why: String,
+        /// It is a matter of permission.
+        denied: bool,
+    },
     /// It is not known in which network namespace to look.
     #[error(transparent)]
     Netns(#[from] NetnsError),
@@ -75,6 +87,7 @@ impl TierError {
             Self::Ebpf(BpfError::Denied { .. })
                 | Self::Netlink(NetlinkError::Subscribe(SockDiagError::Denied { .. }))
                 | Self::Netns(NetnsError::Denied { .. })
+                | Self::Required { denied: true, .. }
         )
     }
 }
@@ -106,7 +119,24 @@ pub struct Observer {
     owners: Vec<ProcessId>,
     ready: VecDeque<Fact>,
     /// Why the tier is not a better one.
-    shortfall: Option<String>,
+    shortfall: Option<Shortfall>,
+}
+
+/// Why a better tier cannot be had.
+#[derive(Clone, Debug)]
+struct Shortfall {
+    why: String,
+    denied: bool,
+}
+
+impl Shortfall {
+    fn of(error: &TierError) -> Self {
+        Self { why: error.to_string(), denied: error.is_denied() }
+    }
+
+    const fn because(why: String) -> Self {
+        Self { why, denied: false }
+    }
 }
 
 impl Observer {
@@ -141,7 +171,7 @@ impl Observer {
             TierChoice::Auto => observer.take_netlink(),
         }
         if let TierChoice::Only(tier @ (Tier::Netlink | Tier::Poll)) = choice {
-            observer.shortfall = Some(format!("--tier {} was asked for", tier.name()));
+            observer.shortfall = Some(Shortfall::because(format!("--tier {} was asked for", tier.name())));
         }
         Ok(observer)
     }
@@ -157,7 +187,7 @@ impl Observer {
             Ok(netlink) => Source::Netlink(netlink),
             Err(error) => {
                 info!(%error, "no netlink tier");
-                self.shortfall = Some(error.to_string());
+                self.shortfall = Some(Shortfall::of(&error.into()));
                 Source::Poll
             }
         };
@@ -177,7 +207,10 @@ impl Observer {
         });
         match loader {
             Ok(_) => self.loading = Some(receiver),
-            Err(error) => self.shortfall = Some(format!("cannot start a thread to load BPF: {error}")),
+            Err(error) => {
+                let why = format!("cannot start a thread to load BPF: {error}");
+                self.shortfall = Some(Shortfall::because(why));
+            }
         }
     }
 
@@ -205,7 +238,27 @@ impl Observer {
 
     /// Why the tier is not a better one, when something is known about that.
     pub fn shortfall(&self) -> Option<&str> {
-        self.shortfall.as_deref()
+        self.shortfall.as_ref().map(|shortfall| shortfall.why.as_str())
+    }
+
+    /// Makes sure of a tier that is no lower than `wanted`, waiting for its
+    /// programs to load if need be.
+    ///
+    /// # Errors
+    ///
+    /// [`TierError::Required`] when it cannot be had.
+    pub async fn require(&mut self, wanted: Tier) -> Result<(), TierError> {
+        if self.tier() < wanted {
+            self.upgrade_now().await;
+        }
+        if self.tier() >= wanted {
+            return Ok(());
+        }
+        let Shortfall { why, denied } = self
+            .shortfall
+            .clone()
+            .unwrap_or_else(|| Shortfall::because("nothing is known about why".to_owned()));
+        Err(TierError::Required { required: wanted, available: self.tier(), why, denied })
     }
 
     /// The longest time between two looks without an event.
@@ -261,7 +314,7 @@ impl Observer {
         } else {
             self.source = Source::Poll;
         }
-        self.shortfall = Some(why);
+        self.shortfall = Some(Shortfall::because(why));
         self.ready.push_back(self.tier_changed());
     }
 
@@ -277,7 +330,7 @@ impl Observer {
             }
             Err(error) => {
                 info!(%error, tier = self.tier().name(), "staying in the lower tier");
-                self.shortfall = Some(error.to_string());
+                self.shortfall = Some(Shortfall::of(&error));
             }
         }
     }

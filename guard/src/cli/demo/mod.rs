@@ -42,7 +42,7 @@ impl Demo {
     pub(super) async fn run(self, verbose: bool) -> anyhow::Result<Exit> {
         let old = StandIn::start(free_port()?, true)?;
         let spec = BindSpec::reusable(gateway::ADDRESS.into(), old.port);
-        let mut session = self.tier.open(&[spec])?;
+        let mut session = self.tier.open(&[spec]).await?;
         session.settle().await;
 
         let context = Context {

@@ -152,3 +152,92 @@ fn attach_filter(socket: &NetlinkSocket, program: &[libc::sock_filter]) -> io::R
     };
     Errno::result(result).map(drop).map_err(io::Error::from)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+    use super::*;
+    use crate::kernel::bind::try_bind;
+    use crate::kernel::sandbox::{
+        REUSE, STRICT, become_nobody, eventually, listening, netns, root_or_skip, spec,
+    };
+    use guard_core::model::BindOutcome;
+
+    fn next(destroyed: &mut DestroyedSockets) -> Socket {
+        eventually("an announcement", || {
+            let mut first = None;
+            destroyed.drain(|socket| first = first.take().or(Some(socket))).unwrap();
+            first
+        })
+    }
+
+    #[test]
+    fn an_announcement_comes_after_the_release() {
+        netns("an_announcement_comes_after_the_release", || {
+            let (listener, port) = listening("127.0.0.1", None, STRICT);
+            let mut destroyed = DestroyedSockets::subscribe(&[port], None).unwrap();
+            drop(listener);
+            let socket = next(&mut destroyed);
+            assert_eq!((socket.port, socket.remote), (port, None));
+            assert_eq!(socket.address, Ipv4Addr::LOCALHOST);
+            // A strict bind needs the bind bucket back.
+            assert_eq!(try_bind(&spec("127.0.0.1", port, STRICT)).0, BindOutcome::Bindable);
+        });
+    }
+
+    #[test]
+    fn anybody_may_listen_to_announcements() {
+        if !root_or_skip("anybody_may_listen_to_announcements") {
+            return;
+        }
+        netns("anybody_may_listen_to_announcements", || {
+            become_nobody();
+            let (listener, port) = listening("::1", None, REUSE);
+            let mut destroyed = DestroyedSockets::subscribe(&[port], None).unwrap();
+            drop(listener);
+            assert_eq!(next(&mut destroyed).port, port);
+        });
+    }
+
+    #[test]
+    fn other_ports_are_filtered_in_the_kernel() {
+        netns("other_ports_are_filtered_in_the_kernel", || {
+            let (watched, port) = listening("127.0.0.1", None, REUSE);
+            let (other, _) = listening("127.0.0.1", None, REUSE);
+            let mut destroyed = DestroyedSockets::subscribe(&[port], None).unwrap();
+            drop(other);
+            drop(watched);
+            // In order, so the first one would be the other's.
+            assert_eq!(next(&mut destroyed).port, port);
+        });
+    }
+
+    #[test]
+    fn an_overrun_is_told_and_listening_goes_on() {
+        netns("an_overrun_is_told_and_listening_goes_on", || {
+            let (fd, port) = listening("127.0.0.1", None, REUSE);
+            let listener = TcpListener::from(fd);
+            // The kernel raises it to its minimum, which holds a few messages.
+            let mut destroyed = DestroyedSockets::subscribe(&[port], Some(1)).unwrap();
+            for _ in 0..300 {
+                let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port.get())).unwrap();
+                let (server, _) = listener.accept().unwrap();
+                // Reset rather than TIME_WAIT: a full socket is destroyed.
+                setsockopt(&client, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
+                drop(client);
+                drop(server);
+            }
+            let told = eventually("an overrun", || {
+                (destroyed.drain(|_| {}).unwrap() == Drained::Overrun).then_some(())
+            });
+            assert_eq!(told, ());
+            drop(listener);
+            eventually("the listener's end", || {
+                let mut found = false;
+                destroyed.drain(|socket| found |= socket.remote.is_none()).unwrap();
+                found.then_some(())
+            });
+        });
+    }
+}
