@@ -12,7 +12,8 @@ pub enum LostReason {
     /// A socket's network namespace could not be read, so nobody knows
     /// whether its port is watched there.
     ReadNetns = 3,
-    /// A socket's addresses or cookie could not be read; the event was sent without.
+    /// A socket's addresses or cookie could not be read, and the event was sent
+    /// without; or not even its port, and nobody knows whether it is watched.
     ReadSocket = 4,
     /// A task's exit status or thread count could not be read; the exit was
     /// reported without status.

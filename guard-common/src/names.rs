@@ -31,9 +31,16 @@ pub mod map {
     }
 }
 
-/// Names of the programs.
+/// Names of the programs: for each hook one on the raw tracepoint and one on
+/// the classic one.
 pub mod program {
     names! {
+        /// On the raw tracepoint `inet_sock_set_state`.
+        RAW_SET_STATE = "pg_raw_state";
+        /// On the raw tracepoint `tcp_destroy_sock`.
+        RAW_DESTROY_SOCK = "pg_raw_destroy";
+        /// On the raw tracepoint `sched_process_exit`.
+        RAW_PROCESS_EXIT = "pg_raw_exit";
         /// On `sock:inet_sock_set_state`.
         SET_STATE = "pg_set_state";
         /// On `tcp:tcp_destroy_sock`.

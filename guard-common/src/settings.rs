@@ -4,8 +4,8 @@ use core::mem::{offset_of, size_of};
 /// read-only global, so the verifier knows it and drops what cannot happen.
 ///
 /// Offsets are in bytes and come from the running kernel: `ctx_` offsets into
-/// a tracepoint's record from tracefs, the others from its BTF. 0 means that
-/// the kernel does not tell; no member that is used here lies at 0.
+/// a classic tracepoint's record from tracefs, the others from its BTF. 0 means
+/// that the kernel does not tell; no member that may be missing lies at 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -34,6 +34,23 @@ pub struct Settings {
     pub sock_net: u32,
     /// `struct sock` → 64-bit cookie.
     pub sock_cookie: u32,
+    /// `struct sock` → 16-bit address family.
+    pub sock_family: u32,
+    /// `struct sock` → 16-bit protocol number.
+    pub sock_protocol: u32,
+    /// `struct inet_sock` → local port, 16 bits in network byte order. Not the
+    /// number in host byte order beside it: that one is 0 once the port was put.
+    pub sock_local_port: u32,
+    /// `struct sock` → remote port, 16 bits in network byte order.
+    pub sock_remote_port: u32,
+    /// `struct inet_sock` → local IPv4 address.
+    pub sock_local_v4: u32,
+    /// `struct sock` → remote IPv4 address: the one member that does lie at 0.
+    pub sock_remote_v4: u32,
+    /// `struct sock` → local IPv6 address; 0 on a kernel without IPv6.
+    pub sock_local_v6: u32,
+    /// `struct sock` → remote IPv6 address; 0 on a kernel without IPv6.
+    pub sock_remote_v6: u32,
     /// `struct net` → inode number.
     pub net_inum: u32,
     /// `struct task_struct` → pointer to `struct signal_struct`.
@@ -53,13 +70,17 @@ pub struct Settings {
     pub observe_release: u8,
     /// 1 when the exit of owners is observed: only then are they remembered.
     pub observe_exit: u8,
+    /// 1 when the raw tracepoint `sched_process_exit` has the argument
+    /// `group_dead` (since 6.16). Where it has not, a program that names it
+    /// cannot be attached.
+    pub raw_group_dead: u8,
     /// Zero.
-    pub pad: [u8; 2],
+    pub pad: u8,
 }
 
-const _: () = assert!(size_of::<Settings>() == 88);
+const _: () = assert!(size_of::<Settings>() == 120);
 const _: () = assert!(offset_of!(Settings, ctx_protocol_size) == 16);
 const _: () = assert!(offset_of!(Settings, sock_net) == 48);
-const _: () = assert!(offset_of!(Settings, task_signal) == 60);
-const _: () = assert!(offset_of!(Settings, observe_release) == 84);
-const _: () = assert!(offset_of!(Settings, pad) == 86);
+const _: () = assert!(offset_of!(Settings, task_signal) == 92);
+const _: () = assert!(offset_of!(Settings, observe_release) == 116);
+const _: () = assert!(offset_of!(Settings, pad) == 119);

@@ -1,6 +1,11 @@
-//! The tracepoint fields that the programs load at fixed places.
+//! What the programs rely on at fixed places: the arguments of raw tracepoints
+//! and fields of the classic ones' records.
 //!
-//! Only what the filters need has a fixed place: such a field is one load
+//! A raw tracepoint hands over its arguments as 64-bit words in their order. The
+//! guard compares their number with the kernel's BTF before it attaches anything;
+//! newer kernels append some.
+//!
+//! Of a classic tracepoint's record, only what the filters need has a fixed place: such a field is one load
 //! instruction. The guard compares this table with tracefs `format` before it
 //! attaches anything. Fields that matter only for an event that will be sent
 //! are read through offsets in [`Settings`](crate::Settings), so their place
@@ -24,20 +29,32 @@ impl Field {
     }
 }
 
-/// A tracepoint and the fields that its program loads directly.
+/// A tracepoint, and what its programs load directly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
     /// Folder below `events` in tracefs.
     pub category: &'static str,
     /// Folder below the category.
     pub name: &'static str,
-    /// The fields.
+    /// The fields of the classic one's record.
     pub fields: &'static [Field],
+    /// The typedef in BTF that shows the raw one's arguments (since 5.5). Its
+    /// function has one parameter more, before them.
+    pub prototype: &'static str,
+    /// Arguments of the raw one, at least.
+    pub arguments: usize,
 }
 
 /// `sock:inet_sock_set_state`, since 4.16.
 pub mod inet_sock_set_state {
     use super::{Event, Field};
+
+    /// Argument: address of the `struct sock`.
+    pub const ARG_SK: usize = 0;
+    /// Argument: state left.
+    pub const ARG_OLDSTATE: usize = 1;
+    /// Argument: state about to be entered.
+    pub const ARG_NEWSTATE: usize = 2;
 
     /// Address of the `struct sock`.
     pub const SKADDR: Field = Field::new("skaddr", 8, 8);
@@ -59,12 +76,17 @@ pub mod inet_sock_set_state {
         category: "sock",
         name: "inet_sock_set_state",
         fields: &[SKADDR, OLDSTATE, NEWSTATE, SPORT, DPORT, FAMILY],
+        prototype: "btf_trace_inet_sock_set_state",
+        arguments: 3,
     };
 }
 
 /// `tcp:tcp_destroy_sock`, since 4.16.
 pub mod tcp_destroy_sock {
     use super::{Event, Field};
+
+    /// Argument: address of the `struct sock`.
+    pub const ARG_SK: usize = 0;
 
     /// Address of the `struct sock`.
     pub const SKADDR: Field = Field::new("skaddr", 8, 8);
@@ -74,14 +96,28 @@ pub mod tcp_destroy_sock {
     pub const DPORT: Field = Field::new("dport", 18, 2);
 
     /// The table.
-    pub const EVENT: Event =
-        Event { category: "tcp", name: "tcp_destroy_sock", fields: &[SKADDR, SPORT, DPORT] };
+    pub const EVENT: Event = Event {
+        category: "tcp",
+        name: "tcp_destroy_sock",
+        fields: &[SKADDR, SPORT, DPORT],
+        prototype: "btf_trace_tcp_destroy_sock",
+        arguments: 1,
+    };
 }
 
 /// `sched:sched_process_exit`.
 pub mod sched_process_exit {
     use super::Event;
 
-    /// Nothing at a fixed place: the program asks helpers about the current task.
-    pub const EVENT: Event = Event { category: "sched", name: "sched_process_exit", fields: &[] };
+    /// Argument, since 6.16: the whole thread group is dead.
+    pub const ARG_GROUP_DEAD: usize = 1;
+
+    /// No field at a fixed place: the programs ask helpers about the current task.
+    pub const EVENT: Event = Event {
+        category: "sched",
+        name: "sched_process_exit",
+        fields: &[],
+        prototype: "btf_trace_sched_process_exit",
+        arguments: 1,
+    };
 }

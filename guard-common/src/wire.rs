@@ -64,7 +64,7 @@ pub struct SocketEvent {
     /// where the current task is a bystander) and for a task that the guard's
     /// PID namespace does not contain.
     pub tgid: u32,
-    /// `AF_INET` (2) or `AF_INET6` (10); 0 when the tracepoint has no such field.
+    /// `AF_INET` (2) or `AF_INET6` (10); 0 when a classic tracepoint has no such field.
     pub family: u16,
     /// Host byte order.
     pub local_port: u16,

@@ -1,8 +1,11 @@
 //! `sock:inet_sock_set_state`: a socket is about to change its TCP state.
 
-use aya_ebpf::macros::tracepoint;
-use aya_ebpf::programs::TracePointContext;
-use guard_common::inet_sock_set_state::{DPORT, FAMILY, NEWSTATE, OLDSTATE, PROTOCOL_OFFSET, SKADDR, SPORT};
+use aya_ebpf::EbpfContext;
+use aya_ebpf::macros::{raw_tracepoint, tracepoint};
+use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
+use guard_common::inet_sock_set_state::{
+    ARG_NEWSTATE, ARG_OLDSTATE, ARG_SK, DPORT, FAMILY, NEWSTATE, OLDSTATE, PROTOCOL_OFFSET, SKADDR, SPORT,
+};
 use guard_common::{
     COMM_LEN, Closing, KIND_STATE_CHANGED, LostReason, SocketEvent, TCP_CLOSE, TCP_LISTEN, WatchKey, watch,
 };
@@ -10,34 +13,49 @@ use guard_common::{
 use crate::emit::{emit, header};
 use crate::settings::setting;
 use crate::skip::{Skip, count, settle};
-use crate::socket::{address, cookie, field, netns, port_is_watched};
+use crate::sock::Sock;
+use crate::socket::{Details, Socket, argument, bytes, context, cookie, field, netns, port_is_watched};
 use crate::{current, maps};
 
 const IPPROTO_TCP: u16 = 6;
 
-#[tracepoint]
-fn pg_set_state(ctx: TracePointContext) {
-    settle(try_set_state(&ctx));
+#[raw_tracepoint]
+fn pg_raw_state(ctx: RawTracePointContext) {
+    // SAFETY: the guard compared the number of arguments with BTF.
+    let sock = Sock(unsafe { argument::<ARG_SK>(&ctx) });
+    // SAFETY: as above.
+    let states = || unsafe { (argument::<ARG_OLDSTATE>(&ctx) as u8, argument::<ARG_NEWSTATE>(&ctx) as u8) };
+    settle(try_set_state(&ctx, &sock, states));
 }
 
-#[inline(always)]
-fn try_set_state(ctx: &TracePointContext) -> Result<(), Skip> {
+#[tracepoint]
+fn pg_set_state(ctx: TracePointContext) {
     // SAFETY: these fields are in the table that the guard compares with tracefs.
-    let local_port = unsafe { field::<u16, { SPORT.offset }>(ctx) };
-    if !port_is_watched(local_port) || protocol(ctx) != IPPROTO_TCP {
+    let states = || unsafe {
+        (field::<i32, { OLDSTATE.offset }>(&ctx) as u8, field::<i32, { NEWSTATE.offset }>(&ctx) as u8)
+    };
+    settle(try_set_state(&ctx, &Record(&ctx), states));
+}
+
+/// `states` gives the state left and the state entered.
+#[inline(always)]
+#[cfg_attr(not(feature = "log"), expect(unused_variables, reason = "only the log takes the context"))]
+fn try_set_state(
+    ctx: &impl EbpfContext,
+    socket: &impl Socket,
+    states: impl FnOnce() -> (u8, u8),
+) -> Result<(), Skip> {
+    let local_port = socket.local_port()?;
+    if !port_is_watched(local_port) || socket.protocol()? != IPPROTO_TCP {
         return Err(Skip::Unrelated);
     }
-    // SAFETY: as above.
-    let skaddr = unsafe { field::<u64, { SKADDR.offset }>(ctx) };
+    let skaddr = socket.skaddr();
     let key = WatchKey::new(netns(skaddr)?, local_port);
     // SAFETY: the value is one aligned word; a removal meanwhile costs one event more or less.
     let Some(&flags) = (unsafe { maps::WATCHED.get(key) }) else {
         return Err(Skip::Unrelated);
     };
-    // SAFETY: as above.
-    let (old_state, new_state) = unsafe {
-        (field::<i32, { OLDSTATE.offset }>(ctx) as u8, field::<i32, { NEWSTATE.offset }>(ctx) as u8)
-    };
+    let (old_state, new_state) = states();
     let enters = new_state == TCP_LISTEN;
     // A connection begins as a copy of its listener, so its first change reads
     // LISTEN → SYN_RECV. The listener itself leaves LISTEN to CLOSE only.
@@ -54,21 +72,20 @@ fn try_set_state(ctx: &TracePointContext) -> Result<(), Skip> {
         }
         remember(skaddr, key, tgid, enters);
     }
+    let details = socket.details();
     emit(SocketEvent {
         header: header::<SocketEvent>(KIND_STATE_CHANGED),
         skaddr,
-        cookie: cookie(skaddr),
+        cookie: details.cookie,
         netns: key.netns,
         tgid,
-        // SAFETY: as above.
-        family: unsafe { field::<u16, { FAMILY.offset }>(ctx) },
+        family: details.family,
         local_port,
-        // SAFETY: as above.
-        remote_port: unsafe { field::<u16, { DPORT.offset }>(ctx) },
+        remote_port: details.remote_port,
         old_state,
         new_state,
-        local_addr: address(ctx, setting!(ctx_state_local)),
-        remote_addr: address(ctx, setting!(ctx_state_remote)),
+        local_addr: bytes(details.local_addr),
+        remote_addr: bytes(details.remote_addr),
         comm,
     })?;
     #[cfg(feature = "log")]
@@ -83,18 +100,6 @@ fn try_set_state(ctx: &TracePointContext) -> Result<(), Skip> {
     Ok(())
 }
 
-/// The `protocol` field has one byte on old kernels and two on newer ones.
-#[inline(always)]
-fn protocol(ctx: &TracePointContext) -> u16 {
-    if setting!(ctx_protocol_size) == 1 {
-        // SAFETY: the guard compared the offset with tracefs and set the size from there.
-        u16::from(unsafe { field::<u8, PROTOCOL_OFFSET>(ctx) })
-    } else {
-        // SAFETY: as above.
-        unsafe { field::<u16, PROTOCOL_OFFSET>(ctx) }
-    }
-}
-
 /// Keeps the book of owners and of listeners on their way out, before the
 /// event is sent: a reader that sees the event also sees what was lost here.
 #[inline(always)]
@@ -107,5 +112,47 @@ fn remember(skaddr: u64, key: WatchKey, tgid: u32, enters: bool) {
         }
     } else if setting!(observe_release) == 1 && maps::CLOSING.insert(skaddr, Closing { key }, 0).is_err() {
         count(LostReason::ClosingFull);
+    }
+}
+
+/// The classic tracepoint's record.
+struct Record<'a>(&'a TracePointContext);
+
+impl Socket for Record<'_> {
+    #[inline(always)]
+    fn skaddr(&self) -> u64 {
+        // SAFETY: this field is in the table that the guard compares with tracefs.
+        unsafe { field::<u64, { SKADDR.offset }>(self.0) }
+    }
+
+    #[inline(always)]
+    fn local_port(&self) -> Result<u16, Skip> {
+        // SAFETY: as above.
+        Ok(unsafe { field::<u16, { SPORT.offset }>(self.0) })
+    }
+
+    /// The field has one byte on old kernels and two on newer ones.
+    #[inline(always)]
+    fn protocol(&self) -> Result<u16, Skip> {
+        Ok(if setting!(ctx_protocol_size) == 1 {
+            // SAFETY: the guard compared the offset with tracefs and set the size from there.
+            u16::from(unsafe { field::<u8, PROTOCOL_OFFSET>(self.0) })
+        } else {
+            // SAFETY: as above.
+            unsafe { field::<u16, PROTOCOL_OFFSET>(self.0) }
+        })
+    }
+
+    #[inline(always)]
+    fn details(&self) -> Details {
+        Details {
+            // SAFETY: these fields are in the table that the guard compares with tracefs.
+            family: unsafe { field::<u16, { FAMILY.offset }>(self.0) },
+            // SAFETY: as above.
+            remote_port: unsafe { field::<u16, { DPORT.offset }>(self.0) },
+            cookie: cookie(self.skaddr()),
+            local_addr: context(self.0, setting!(ctx_state_local), [0; 2]),
+            remote_addr: context(self.0, setting!(ctx_state_remote), [0; 2]),
+        }
     }
 }

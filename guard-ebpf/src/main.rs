@@ -1,9 +1,13 @@
 //! The BPF programs of portguard: one file per hook.
 //!
-//! Each hook is an entry point, which counts what could not be reported, and
-//! a `try_` function: cheapest filter first, then fill, then emit. The programs
-//! keep to what a 5.10 kernel has: tracepoint fields, helpers, and kernel
-//! members at offsets that the guard resolved from the running kernel.
+//! Each hook has two entry points, which count what could not be reported, and
+//! a `try_` function that both share: cheapest filter first, then fill, then
+//! emit. One entry point is for the raw tracepoint, which is detached in no
+//! time; the other for the classic one, which needs no BTF. The guard loads one
+//! of the two kinds. The programs keep to what a 5.10 kernel has: tracepoint
+//! arguments and fields, helpers, and kernel members at offsets that the guard
+//! resolved from the running kernel.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![no_std]
 #![no_main]
 
@@ -14,6 +18,7 @@ mod maps;
 mod sched_process_exit;
 mod settings;
 mod skip;
+mod sock;
 mod socket;
 mod tcp_destroy_sock;
 

@@ -1,37 +1,57 @@
 //! `sched:sched_process_exit`: a thread exits; its descriptors are still open.
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_current_task;
-use aya_ebpf::macros::tracepoint;
-use aya_ebpf::programs::TracePointContext;
+use aya_ebpf::macros::{raw_tracepoint, tracepoint};
+use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
+use guard_common::sched_process_exit::ARG_GROUP_DEAD;
 use guard_common::{EXIT_STATUS_KNOWN, ExitEvent, KIND_EXITED, LostReason};
 
 use crate::emit::{emit, header};
 use crate::settings::{known, setting};
 use crate::skip::{Skip, count, settle};
-use crate::socket::read;
+use crate::socket::{argument, read};
 use crate::{current, maps};
 
 /// `SIGNAL_GROUP_EXIT` of `include/linux/sched/signal.h`: the whole group was
 /// told to exit, and its exit code is the group's.
 const SIGNAL_GROUP_EXIT: u32 = 0x4;
 
-#[tracepoint]
-fn pg_process_exit(ctx: TracePointContext) {
-    settle(try_process_exit(&ctx));
+/// `ENOENT`, as a helper answers.
+const ABSENT: i32 = -2;
+
+#[raw_tracepoint]
+fn pg_raw_exit(ctx: RawTracePointContext) {
+    // SAFETY: the guard found the argument in BTF, else this is not even loaded.
+    let told =
+        || (setting!(raw_group_dead) == 1).then(|| unsafe { argument::<ARG_GROUP_DEAD>(&ctx) } as u8 != 0);
+    settle(try_process_exit(&ctx, told));
 }
 
+#[tracepoint]
+fn pg_process_exit(ctx: TracePointContext) {
+    let told = || {
+        let dead: Result<u8, _> = read(ctx.as_ptr() as u64, known(setting!(ctx_group_dead))?);
+        dead.inspect_err(|_| count(LostReason::ReadTask)).ok().map(|dead| dead != 0)
+    };
+    settle(try_process_exit(&ctx, told));
+}
+
+/// `told` gives what the tracepoint itself tells: whether the whole group is dead.
 #[inline(always)]
-fn try_process_exit(ctx: &TracePointContext) -> Result<(), Skip> {
+#[cfg_attr(not(feature = "log"), expect(unused_variables, reason = "only the log takes the context"))]
+fn try_process_exit(ctx: &impl EbpfContext, told: impl FnOnce() -> Option<bool>) -> Result<(), Skip> {
     let Some(ids) = current::ids() else {
         return Err(Skip::Unrelated);
     };
     // SAFETY: only the presence matters.
-    if unsafe { maps::OWNERS.get(ids.tgid) }.is_none() || !group_is_dead(ctx, &ids) {
+    if unsafe { maps::OWNERS.get(ids.tgid) }.is_none() || !told().unwrap_or_else(|| group_is_dead(&ids)) {
         return Err(Skip::Unrelated);
     }
     // Two last threads may both find that nobody is alive: the one that takes
     // the entry out speaks for the group.
-    if maps::OWNERS.remove(ids.tgid).is_err() {
+    // Any other failure leaves it in, and a second report is better than none.
+    if maps::OWNERS.remove(ids.tgid) == Err(ABSENT) {
         return Err(Skip::Unrelated);
     }
     let status = wait_status();
@@ -48,20 +68,14 @@ fn try_process_exit(ctx: &TracePointContext) -> Result<(), Skip> {
     Ok(())
 }
 
-/// Whether no thread of the current thread's group is alive any more.
+/// Whether no thread of the current thread's group is alive any more, where
+/// the tracepoint does not tell.
 ///
-/// Where neither tracefs nor BTF tells, the leader stands for the group; it may
-/// exit before the others do.
+/// Where BTF does not either, the leader stands for the group; it may exit
+/// before the others do.
 #[inline(always)]
-fn group_is_dead(ctx: &TracePointContext, ids: &current::Ids) -> bool {
-    use aya_ebpf::EbpfContext as _;
-
-    if let Some(offset) = known(setting!(ctx_group_dead)) {
-        if let Ok(dead) = read::<u8>(ctx.as_ptr() as u64, offset) {
-            return dead != 0;
-        }
-        count(LostReason::ReadTask);
-    } else if let Some(offset) = known(setting!(signal_live)) {
+fn group_is_dead(ids: &current::Ids) -> bool {
+    if let Some(offset) = known(setting!(signal_live)) {
         if let Some(live) = signal().and_then(|signal| read::<i32>(signal, offset).ok()) {
             return live == 0;
         }

@@ -15,6 +15,14 @@ static SETTINGS: Settings = Settings {
     ctx_group_dead: 0,
     sock_net: 0,
     sock_cookie: 0,
+    sock_family: 0,
+    sock_protocol: 0,
+    sock_local_port: 0,
+    sock_remote_port: 0,
+    sock_local_v4: 0,
+    sock_remote_v4: 0,
+    sock_local_v6: 0,
+    sock_remote_v6: 0,
     net_inum: 0,
     task_signal: 0,
     task_leader: 0,
@@ -24,7 +32,8 @@ static SETTINGS: Settings = Settings {
     signal_exit_code: 0,
     observe_release: 0,
     observe_exit: 0,
-    pad: [0; 2],
+    raw_group_dead: 0,
+    pad: 0,
 };
 
 /// One setting. A macro, so that only this field is read.

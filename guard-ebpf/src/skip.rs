@@ -1,3 +1,5 @@
+use core::arch::asm;
+
 use guard_common::LostReason;
 
 use crate::maps;
@@ -24,14 +26,18 @@ pub(crate) fn settle(outcome: Result<(), Skip>) {
     }
 }
 
-/// Counts one loss on this CPU.
+/// Counts one loss on this CPU. Atomically: a program on a raw tracepoint may
+/// interrupt another one on the same CPU.
 #[inline(always)]
 pub(crate) fn count(reason: LostReason) {
     let counters = maps::LOST.get_ptr_mut(0).map(<*mut [u64; _]>::cast::<u64>);
     if let Some(counters) = counters {
-        // SAFETY: the reason is a valid index, and the counters belong to this CPU and
-        // outlive the program; tracepoint programs do not nest on one CPU, so nothing
-        // else writes them meanwhile.
-        unsafe { *counters.add(reason.index()) += 1 };
+        // SAFETY: the reason is a valid index; the counters are aligned, outlive the
+        // program, and are written in no other way. `core` has no atomic addition for
+        // this target; the instruction is as old as BPF.
+        unsafe {
+            let counter = counters.add(reason.index());
+            asm!("lock *(u64 *)({counter} + 0) += {one}", counter = in(reg) counter, one = in(reg) 1u64);
+        }
     }
 }

@@ -1,11 +1,52 @@
-//! What is read of a socket beyond the filters' fields.
+//! What the programs ask about a socket, and how its answers are read.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
 use guard_common::LostReason;
 
 use crate::settings::{known, setting};
 use crate::skip::{Skip, count};
+
+/// A socket, seen through one kind of tracepoint. Everything is read when it is
+/// asked for.
+pub(crate) trait Socket {
+    /// Address of the `struct sock`.
+    fn skaddr(&self) -> u64;
+
+    /// Host byte order; 0 for a socket that has none yet.
+    fn local_port(&self) -> Result<u16, Skip>;
+
+    /// `IPPROTO_` number. A hook of TCP's own need not ask.
+    #[inline(always)]
+    fn protocol(&self) -> Result<u16, Skip> {
+        Err(Skip::Unrelated)
+    }
+
+    /// What only an event that will be sent needs.
+    fn details(&self) -> Details;
+}
+
+/// As in [`SocketEvent`](guard_common::SocketEvent), where an address is [`bytes`].
+pub(crate) struct Details {
+    pub(crate) family: u16,
+    pub(crate) remote_port: u16,
+    pub(crate) cookie: u64,
+    pub(crate) local_addr: [u64; 2],
+    pub(crate) remote_addr: [u64; 2],
+}
+
+/// Loads argument `N` of a raw tracepoint.
+///
+/// # Safety
+///
+/// The tracepoint has that many arguments.
+#[inline(always)]
+pub(crate) unsafe fn argument<const N: usize>(ctx: &RawTracePointContext) -> u64 {
+    // SAFETY: the caller's promise. Volatile, as for fields; and a load that the
+    // compiler moved to before its condition would be refused at attach.
+    unsafe { core::ptr::read_volatile(ctx.as_ptr().cast::<u64>().add(N)) }
+}
 
 /// Loads a field of the tracepoint's record at a place that the verifier sees
 /// as a constant.
@@ -15,7 +56,7 @@ use crate::skip::{Skip, count};
 /// The record has a field of type `T` at `OFFSET`: the guard compared both with
 /// the running kernel before it attached the program.
 #[inline(always)]
-pub(crate) unsafe fn field<T: Copy, const OFFSET: usize>(ctx: &impl EbpfContext) -> T {
+pub(crate) unsafe fn field<T: Copy, const OFFSET: usize>(ctx: &TracePointContext) -> T {
     // SAFETY: the caller's promise. Volatile keeps the compiler from merging
     // loads, which the verifier would refuse on a context pointer.
     unsafe { core::ptr::read_volatile(ctx.as_ptr().byte_add(OFFSET).cast()) }
@@ -33,7 +74,7 @@ pub(crate) fn read<T>(base: u64, offset: usize) -> Result<T, i32> {
 /// Copies a `T` from the tracepoint's record; `default` where the kernel has no
 /// such field.
 #[inline(always)]
-pub(crate) fn context<T>(ctx: &impl EbpfContext, offset: u32, default: T) -> T {
+pub(crate) fn context<T>(ctx: &TracePointContext, offset: u32, default: T) -> T {
     let Some(offset) = known(offset) else {
         return default;
     };
@@ -41,13 +82,6 @@ pub(crate) fn context<T>(ctx: &impl EbpfContext, offset: u32, default: T) -> T {
         count(LostReason::ReadSocket);
         default
     })
-}
-
-/// An IPv6 address of the tracepoint's record, or the unspecified one where the
-/// kernel has no such field.
-#[inline(always)]
-pub(crate) fn address(ctx: &impl EbpfContext, offset: u32) -> [u8; 16] {
-    bytes(context(ctx, offset, [0u64; 2]))
 }
 
 /// The bytes in memory order. On their way they are words, because the compiler

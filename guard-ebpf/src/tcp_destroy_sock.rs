@@ -1,37 +1,45 @@
 //! `tcp:tcp_destroy_sock`: the kernel begins to destroy a socket, and releases
 //! its bind bucket right after.
 
-use aya_ebpf::macros::tracepoint;
-use aya_ebpf::programs::TracePointContext;
-use guard_common::tcp_destroy_sock::{DPORT, SKADDR, SPORT};
+use aya_ebpf::EbpfContext;
+use aya_ebpf::macros::{raw_tracepoint, tracepoint};
+use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
+use guard_common::tcp_destroy_sock::{ARG_SK, DPORT, SKADDR, SPORT};
 use guard_common::{COMM_LEN, KIND_RELEASED, SocketEvent, TCP_LISTEN, WatchKey, watch};
 
 use crate::emit::{emit, header};
 use crate::settings::setting;
 use crate::skip::{Skip, settle};
-use crate::socket::{address, context, field, netns, port_is_watched};
+use crate::sock::Sock;
+use crate::socket::{Details, Socket, argument, bytes, context, field, netns, port_is_watched};
 use crate::{current, maps};
+
+#[raw_tracepoint]
+fn pg_raw_destroy(ctx: RawTracePointContext) {
+    // SAFETY: the guard compared the number of arguments with BTF.
+    let sock = Sock(unsafe { argument::<ARG_SK>(&ctx) });
+    settle(try_destroy_sock(&ctx, &sock));
+}
 
 #[tracepoint]
 fn pg_destroy_sock(ctx: TracePointContext) {
-    settle(try_destroy_sock(&ctx));
+    settle(try_destroy_sock(&ctx, &Record(&ctx)));
 }
 
 /// Listeners are matched by socket address. Their port proves nothing: an
 /// aborted connection has remote port 0 by now and looks just like them.
 #[inline(always)]
-fn try_destroy_sock(ctx: &TracePointContext) -> Result<(), Skip> {
-    // SAFETY: these fields are in the table that the guard compares with tracefs.
-    let skaddr = unsafe { field::<u64, { SKADDR.offset }>(ctx) };
+#[cfg_attr(not(feature = "log"), expect(unused_variables, reason = "only the log takes the context"))]
+fn try_destroy_sock(ctx: &impl EbpfContext, socket: &impl Socket) -> Result<(), Skip> {
+    let skaddr = socket.skaddr();
     // SAFETY: the value is copied at once; only this program removes this socket's entry.
     let listener = unsafe { maps::CLOSING.get(skaddr) }.copied();
     let (key, was_listener) = if let Some(closing) = listener {
-        // It is there, so this cannot fail.
+        // It is there, so this hardly fails; an entry left behind costs one hint too many.
         let _removed = maps::CLOSING.remove(skaddr);
         (closing.key, true)
     } else {
-        // SAFETY: as above.
-        let local_port = unsafe { field::<u16, { SPORT.offset }>(ctx) };
+        let local_port = socket.local_port()?;
         if !port_is_watched(local_port) {
             return Err(Skip::Unrelated);
         }
@@ -50,23 +58,52 @@ fn try_destroy_sock(ctx: &TracePointContext) -> Result<(), Skip> {
         tgid = ids.tgid;
         comm = current::comm();
     }
+    let details = socket.details();
     emit(SocketEvent {
         header: header::<SocketEvent>(KIND_RELEASED),
         skaddr,
-        cookie: context(ctx, setting!(ctx_destroy_cookie), 0),
+        cookie: details.cookie,
         netns: key.netns,
         tgid,
-        family: context(ctx, setting!(ctx_destroy_family), 0),
+        family: details.family,
         local_port: key.port,
-        // SAFETY: as above.
-        remote_port: unsafe { field::<u16, { DPORT.offset }>(ctx) },
+        remote_port: details.remote_port,
         old_state: if was_listener { TCP_LISTEN } else { 0 },
         new_state: 0,
-        local_addr: address(ctx, setting!(ctx_destroy_local)),
-        remote_addr: address(ctx, setting!(ctx_destroy_remote)),
+        local_addr: bytes(details.local_addr),
+        remote_addr: bytes(details.remote_addr),
         comm,
     })?;
     #[cfg(feature = "log")]
     aya_log_ebpf::debug!(ctx, "sock 0x{:x} port {}: released", skaddr, key.port);
     Ok(())
+}
+
+/// The classic tracepoint's record.
+struct Record<'a>(&'a TracePointContext);
+
+impl Socket for Record<'_> {
+    #[inline(always)]
+    fn skaddr(&self) -> u64 {
+        // SAFETY: this field is in the table that the guard compares with tracefs.
+        unsafe { field::<u64, { SKADDR.offset }>(self.0) }
+    }
+
+    #[inline(always)]
+    fn local_port(&self) -> Result<u16, Skip> {
+        // SAFETY: as above.
+        Ok(unsafe { field::<u16, { SPORT.offset }>(self.0) })
+    }
+
+    #[inline(always)]
+    fn details(&self) -> Details {
+        Details {
+            family: context(self.0, setting!(ctx_destroy_family), 0),
+            // SAFETY: this field is in the table that the guard compares with tracefs.
+            remote_port: unsafe { field::<u16, { DPORT.offset }>(self.0) },
+            cookie: context(self.0, setting!(ctx_destroy_cookie), 0),
+            local_addr: context(self.0, setting!(ctx_destroy_local), [0; 2]),
+            remote_addr: context(self.0, setting!(ctx_destroy_remote), [0; 2]),
+        }
+    }
 }

@@ -78,7 +78,7 @@ pub(crate) const RESERVED: &[Reserved] = &[
     Reserved {
         names: &["aya", "aya_log", "aya_obj", "guard_common"],
         within: &["guard/"],
-        allowed: &["guard/src/kernel/tracefs.rs", "guard/src/kernel/bpf/"],
+        allowed: &["guard/src/kernel/bpf/"],
         why: "only kernel/bpf speaks to BPF",
     },
     Reserved {

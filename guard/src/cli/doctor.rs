@@ -1,5 +1,7 @@
 //! `portguard doctor`
 
+use std::io::Write;
+
 use clap::Args;
 use serde::Serialize;
 
@@ -21,6 +23,7 @@ struct Report {
     v: u32,
     tier: &'static str,
     why_not_ebpf: Option<String>,
+    attached_by: Option<&'static str>,
     losses: Vec<String>,
     kernel: Option<String>,
     features: Vec<FeatureBody>,
@@ -37,21 +40,32 @@ struct FeatureBody {
 impl Doctor {
     pub(super) fn run(self) -> Exit {
         let report = examine();
-        if self.output.json {
-            match serde_json::to_string(&report) {
-                Ok(line) => println!("{line}"),
-                Err(error) => eprintln!("portguard: cannot write the report as JSON: {error}"),
-            }
+        let text = if self.output.json {
+            serde_json::to_string(&report).map(|line| line + "\n")
         } else {
-            print(&report);
+            Ok(describe(&report))
+        };
+        match text {
+            // A reader that went away wants no more.
+            Ok(text) => drop(std::io::stdout().write_all(text.as_bytes())),
+            Err(error) => super::complain(&format!("cannot write the report as JSON: {error}")),
         }
         Exit::Done
     }
 }
 
 fn examine() -> Report {
+    let mut attached_by = None;
     let (tier, why_not_ebpf, losses) = match Bpf::load(&BpfOptions::default()) {
-        Ok(bpf) => (Tier::Ebpf, None, bpf.losses().iter().map(ToString::to_string).collect()),
+        Ok(bpf) => {
+            attached_by = Some(bpf.attached_by().name());
+            let mut losses: Vec<String> = bpf.losses().iter().map(ToString::to_string).collect();
+            losses.extend(
+                bpf.why_classic()
+                    .map(|why| format!("detaching takes about 0.1 s, with classic tracepoints: {why}")),
+            );
+            (Tier::Ebpf, None, losses)
+        }
         Err(error) if features::destroy_announcements().is_yes() => {
             (Tier::Netlink, Some(error.to_string()), Vec::new())
         }
@@ -61,6 +75,7 @@ fn examine() -> Report {
         v: 1,
         tier: tier.name(),
         why_not_ebpf,
+        attached_by,
         losses,
         kernel: features::kernel_release(),
         features: features::all().into_iter().map(body).collect(),
@@ -76,26 +91,26 @@ fn body(feature: Feature) -> FeatureBody {
     FeatureBody { name: feature.name, used_for: feature.used_for, answer, because }
 }
 
-fn print(report: &Report) {
-    println!("tier: {}", report.tier);
+fn describe(report: &Report) -> String {
+    let mut lines = vec![format!("tier: {}", report.tier)];
     match &report.why_not_ebpf {
-        None => println!("  the BPF programs load and attach"),
-        Some(why) => println!("  no ebpf tier: {why}"),
+        None => {
+            let by = report.attached_by.unwrap_or("nothing");
+            lines.push(format!("  the BPF programs load and attach ({by})"));
+        }
+        Some(why) => lines.push(format!("  no ebpf tier: {why}")),
     }
-    for loss in &report.losses {
-        println!("  without: {loss}");
-    }
-    if let Some(kernel) = &report.kernel {
-        println!("kernel: {kernel}");
-    }
+    lines.extend(report.losses.iter().map(|loss| format!("  without: {loss}")));
+    lines.extend(report.kernel.iter().map(|kernel| format!("kernel: {kernel}")));
     let width = report.features.iter().map(|feature| feature.name.len()).max().unwrap_or(0);
     for feature in &report.features {
         let answer = match feature.answer {
-            "yes" => "yes".to_owned(),
-            "no" => "NO".to_owned(),
-            _ => "could not tell".to_owned(),
+            "yes" => "yes",
+            "no" => "NO",
+            _ => "could not tell",
         };
         let because = feature.because.as_deref().map(|because| format!(": {because}")).unwrap_or_default();
-        println!("  {:width$}  {answer}  ({}){because}", feature.name, feature.used_for);
+        lines.push(format!("  {:width$}  {answer}  ({}){because}", feature.name, feature.used_for));
     }
+    lines.join("\n") + "\n"
 }

@@ -10,6 +10,7 @@ mod output;
 mod restart;
 mod status;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -62,10 +63,15 @@ pub fn main() -> ExitCode {
     match ended {
         Ok(exit) => exit.into(),
         Err(error) => {
-            eprintln!("portguard: {error:#}");
+            complain(&format!("{error:#}"));
             exit::of_error(&error).into()
         }
     }
+}
+
+/// One line on standard error; nobody may be listening there either.
+fn complain(what: &str) {
+    drop(writeln!(std::io::stderr(), "portguard: {what}"));
 }
 
 fn in_runtime(command: Command, verbose: bool) -> anyhow::Result<Exit> {

@@ -1,4 +1,5 @@
-//! Where members lie in the running kernel's structures.
+//! Where members lie in the running kernel's structures, and how many
+//! parameters its functions take.
 //!
 //! The kernel describes its own types in BTF (`/sys/kernel/btf/vmlinux`, since
 //! 5.4 with `CONFIG_DEBUG_INFO_BTF`). The BPF programs read a handful of kernel
@@ -7,7 +8,8 @@
 //!
 //! The scanner is ours because aya keeps the members of BTF structures to
 //! itself. It walks the type section once, keeps one word per type so that a
-//! member's type can be found again, and compares names of structures only.
+//! member's type can be found again, and compares names of structures and
+//! typedefs only.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -54,14 +56,26 @@ pub enum BtfError {
     },
 }
 
-/// Offsets in bytes of `wanted` in the running kernel, `None` for each member
-/// that it does not have.
+/// What was found of the types that were asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found<const M: usize, const P: usize> {
+    /// Offsets of the members in bytes; `None` for one that is missing or a bit field.
+    pub offsets: [Option<u32>; M],
+    /// Numbers of parameters of the function types.
+    pub parameters: [Option<usize>; P],
+}
+
+/// Looks up `members`, and `functions` (typedefs of a pointer to a function), in
+/// the running kernel.
 ///
 /// # Errors
 ///
 /// [`BtfError`] when the kernel has no BTF or it cannot be understood.
-pub fn kernel_offsets<const N: usize>(wanted: &[Member; N]) -> Result<[Option<u32>; N], BtfError> {
-    offsets(&read(VMLINUX)?, wanted)
+pub fn kernel_types<const M: usize, const P: usize>(
+    members: &[Member; M],
+    functions: &[&str; P],
+) -> Result<Found<M, P>, BtfError> {
+    find(&read(VMLINUX)?, members, functions)
 }
 
 /// Reads `path` whole; sysfs hands out one page per call, so the buffer gets
@@ -75,19 +89,25 @@ fn read(path: &'static str) -> Result<Vec<u8>, BtfError> {
     Ok(content)
 }
 
-/// Offsets in bytes of `wanted` in `btf`, `None` for each member that it does
-/// not have or that is a bit field.
+/// Looks up `members` and `functions` in `btf`.
 ///
 /// # Errors
 ///
 /// [`BtfError::Format`] and [`BtfError::UnknownKind`].
-pub fn offsets<const N: usize>(btf: &[u8], wanted: &[Member; N]) -> Result<[Option<u32>; N], BtfError> {
-    let types = Types::index(btf, wanted)?;
-    let mut found = [None; N];
-    for &(index, at) in &types.candidates {
-        if let (slot @ None, Some(member)) = (&mut found[index], wanted.get(index)) {
+pub fn find<const M: usize, const P: usize>(
+    btf: &[u8],
+    members: &[Member; M],
+    functions: &[&str; P],
+) -> Result<Found<M, P>, BtfError> {
+    let types = Types::index(btf, members, functions)?;
+    let mut found = Found { offsets: [None; M], parameters: [None; P] };
+    for &(index, at) in &types.structures {
+        if let (slot @ None, Some(member)) = (&mut found.offsets[index], members.get(index)) {
             *slot = types.resolve(at, member.path, 0);
         }
+    }
+    for &(index, at) in &types.typedefs {
+        found.parameters[index] = found.parameters[index].or(types.parameters(at));
     }
     Ok(found)
 }
@@ -126,8 +146,10 @@ struct Types<'a> {
     strings: &'a [u8],
     /// Place of type `n + 1` in `types`.
     places: Vec<u32>,
-    /// (index into `wanted`, place of a structure of the wanted name).
-    candidates: Vec<(usize, usize)>,
+    /// (index of a wanted member, place of a structure of the wanted name).
+    structures: Vec<(usize, usize)>,
+    /// (index of a wanted function, place of a typedef of the wanted name).
+    typedefs: Vec<(usize, usize)>,
 }
 
 /// The fixed part of a type.
@@ -142,7 +164,7 @@ struct Type {
 }
 
 impl<'a> Types<'a> {
-    fn index(btf: &'a [u8], wanted: &[Member]) -> Result<Self, BtfError> {
+    fn index(btf: &'a [u8], members: &[Member], functions: &[&str]) -> Result<Self, BtfError> {
         let format = |what| BtfError::Format { what };
         if btf.get(..2) != Some(&MAGIC.to_ne_bytes()) {
             return Err(format("no magic number in this machine's byte order"));
@@ -158,24 +180,28 @@ impl<'a> Types<'a> {
 
         // Types of a kernel take 14 bytes or more on average.
         let mut places = Vec::with_capacity(types.len() / 14);
-        let mut candidates = Vec::new();
-        let mut this = Self { types, strings, places: Vec::new(), candidates: Vec::new() };
+        let (mut structures, mut typedefs) = (Vec::new(), Vec::new());
+        let mut this =
+            Self { types, strings, places: Vec::new(), structures: Vec::new(), typedefs: Vec::new() };
         let mut at = 0;
         while at < types.len() {
             let found = this.at(at).ok_or(format("a type is cut off"))?;
             // BTF sections are limited to 2^32 bytes by their own header.
             places.push(at as u32);
-            if found.kind == kind::STRUCT && found.members > 0 {
+            let count = found.members;
+            if found.kind == kind::STRUCT && count > 0 {
                 let named = |(_, member): &(usize, &Member)| this.named(found.name, member.structure);
-                candidates.extend(wanted.iter().enumerate().filter(named).map(|(index, _)| (index, at)));
+                structures.extend(members.iter().enumerate().filter(named).map(|(index, _)| (index, at)));
+            } else if found.kind == kind::TYPEDEF {
+                let named = |(_, name): &(usize, &&str)| this.named(found.name, name);
+                typedefs.extend(functions.iter().enumerate().filter(named).map(|(index, _)| (index, at)));
             }
-            let members = found.members;
             at += 12
                 + match found.kind {
                     kind::INT | kind::VAR | kind::DECL_TAG => 4,
                     kind::ARRAY => 12,
-                    kind::STRUCT | kind::UNION | kind::DATASEC | kind::ENUM64 => 12 * members,
-                    kind::ENUM | kind::FUNC_PROTO => 8 * members,
+                    kind::STRUCT | kind::UNION | kind::DATASEC | kind::ENUM64 => 12 * count,
+                    kind::ENUM | kind::FUNC_PROTO => 8 * count,
                     kind::PTR
                     | kind::FWD
                     | kind::TYPEDEF
@@ -189,7 +215,7 @@ impl<'a> Types<'a> {
                 };
         }
         this.places = places;
-        this.candidates = candidates;
+        (this.structures, this.typedefs) = (structures, typedefs);
         Ok(this)
     }
 
@@ -213,11 +239,16 @@ impl<'a> Types<'a> {
         rest.strip_prefix(expected.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
     }
 
+    /// Place of type `id`.
+    fn place(&self, id: u32) -> Option<usize> {
+        Some(*self.places.get(usize::try_from(id).ok()?.checked_sub(1)?)? as usize)
+    }
+
     /// Place of the structure or union that type `id` is, seen through typedefs
     /// and qualifiers.
     fn aggregate(&self, mut id: u32) -> Option<usize> {
         for _ in 0..MAX_DEPTH {
-            let at = *self.places.get(usize::try_from(id).ok()?.checked_sub(1)?)? as usize;
+            let at = self.place(id)?;
             let found = self.at(at)?;
             match found.kind {
                 kind::STRUCT | kind::UNION => return Some(at),
@@ -228,6 +259,13 @@ impl<'a> Types<'a> {
             }
         }
         None
+    }
+
+    /// Number of parameters of the function that the typedef at `at` points to.
+    fn parameters(&self, at: usize) -> Option<usize> {
+        let pointer = self.at(self.place(self.at(at)?.target)?)?;
+        let function = self.at(self.place(pointer.target)?)?;
+        (pointer.kind == kind::PTR && function.kind == kind::FUNC_PROTO).then_some(function.members)
     }
 
     /// Offset in bytes of `path` from the beginning of the aggregate at `at`.
@@ -329,7 +367,18 @@ mod tests {
     }
 
     fn offset(blob: &[u8], structure: &'static str, path: &'static [&'static str]) -> Option<u32> {
-        offsets(blob, &[Member { structure, path }]).unwrap()[0]
+        find(blob, &[Member { structure, path }], &[]).unwrap().offsets[0]
+    }
+
+    #[test]
+    fn a_function_type_tells_its_parameters() {
+        let mut blob = sample();
+        blob.push("", kind::FUNC_PROTO << 24 | 3, 0, &[0; 6]); // 8
+        blob.push("", kind::PTR << 24, 8, &[]); // 9
+        blob.push("callback", kind::TYPEDEF << 24, 9, &[]); // 10
+        blob.push("callback_t", kind::TYPEDEF << 24, 10, &[]); // 11
+        let found = find(&blob.build(), &[], &["callback", "inner_t", "callback_t", "call"]).unwrap();
+        assert_eq!(found.parameters, [Some(3), None, None, None]);
     }
 
     #[test]
@@ -355,7 +404,7 @@ mod tests {
         let mut blob = sample();
         blob.push("future", 31 << 24, 0, &[]);
         let wanted = [Member { structure: "outer", path: &["first"] }];
-        assert!(matches!(offsets(&blob.build(), &wanted), Err(BtfError::UnknownKind { kind: 31 })));
+        assert!(matches!(find(&blob.build(), &wanted, &[]), Err(BtfError::UnknownKind { kind: 31 })));
     }
 
     #[test]
@@ -363,7 +412,7 @@ mod tests {
         let blob = sample().build();
         let wanted = [Member { structure: "outer", path: &["nested", "deep"] }];
         for len in 0..blob.len() {
-            assert!(offsets(&blob[..len], &wanted).is_err(), "{len} bytes");
+            assert!(find(&blob[..len], &wanted, &[]).is_err(), "{len} bytes");
         }
     }
 
@@ -380,13 +429,16 @@ mod tests {
             eprintln!("skipped: this kernel has no {VMLINUX}");
             return;
         }
-        let [pid, comm, absent] = kernel_offsets(&[
+        let members = [
             Member { structure: "task_struct", path: &["pid"] },
             Member { structure: "task_struct", path: &["comm"] },
             Member { structure: "task_struct", path: &["portguard"] },
-        ])
-        .unwrap();
+        ];
+        let found = kernel_types(&members, &["btf_trace_sched_process_exec"]).unwrap();
+        let [pid, comm, absent] = found.offsets;
         assert!(pid.is_some() && comm.is_some() && pid != comm);
         assert_eq!(absent, None);
+        // (data, task, old_pid, bprm)
+        assert_eq!(found.parameters, [Some(4)]);
     }
 }

@@ -15,7 +15,6 @@ pub mod netns;
 pub mod pidfd;
 pub mod procfs;
 pub mod sock_diag;
-pub mod tracefs;
 
 #[cfg(test)]
 pub(crate) mod sandbox;

@@ -10,7 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, trace, warn};
 
-use crate::kernel::bpf::{Bpf, BpfError, BpfLog, Event};
+use crate::kernel::bpf::{Bpf, BpfError, BpfLog, Event, Lost};
 
 /// The loaded programs and their ring buffer.
 pub(super) struct EbpfSource {
@@ -20,6 +20,8 @@ pub(super) struct EbpfSource {
     /// Programs report a PID; facts speak of processes.
     owners: BTreeMap<Tgid, ProcessId>,
     lost: u64,
+    /// Events came since the last full count of what was lost.
+    unchecked: bool,
 }
 
 struct BpfFd(Bpf);
@@ -48,7 +50,7 @@ impl EbpfSource {
         let log = bpf.take_log();
         // SAFETY: the ring buffer owns its descriptor, keeps it for its whole life and always names the same one.
         let bpf = unsafe { AsyncFd::register_with_interest(BpfFd(bpf), Interest::READABLE) }?;
-        Ok(Self { bpf, log, owners: BTreeMap::new(), lost: 0 })
+        Ok(Self { bpf, log, owners: BTreeMap::new(), lost: 0, unchecked: false })
     }
 
     /// Reports the beginning of this process's exit too.
@@ -66,7 +68,15 @@ impl EbpfSource {
         facts: &mut VecDeque<Fact>,
         now: fn() -> Instant,
     ) -> Result<(), FillError> {
-        let Self { bpf, log, owners, lost } = self;
+        let Self { bpf, log, owners, lost, unchecked } = self;
+        if std::mem::take(unchecked) {
+            // The last facts are dealt with: now there is time to ask how often
+            // the kernel skipped a program, which is slow to read.
+            report_lost(bpf.get_ref().0.lost(), lost, facts)?;
+            if !facts.is_empty() {
+                return Ok(());
+            }
+        }
         // Cleared first: what arrives during the drain makes it ready again.
         bpf.readable_mut().await.map_err(FillError::Wait)?.clear_ready();
         let source = &mut bpf.get_mut().0;
@@ -74,17 +84,28 @@ impl EbpfSource {
             trace!(?event, "kernel event");
             facts.extend(fact(&event, owners));
         });
-        let total = source.lost().map_err(FillError::Lost)?.total();
-        if total > *lost {
-            facts.push_back(Fact::EventsLost { count: total - *lost });
-            *lost = total;
-        }
+        report_lost(source.lost_quick(), lost, facts)?;
+        *unchecked = true;
         if let Some(log) = log {
             log.flush();
         }
         trace!(at = now().as_nanos(), facts = facts.len(), "ring buffer drained");
         Ok(())
     }
+}
+
+/// The counts only grow, and the quick one is never the greater.
+fn report_lost(
+    counted: Result<Lost, BpfError>,
+    known: &mut u64,
+    facts: &mut VecDeque<Fact>,
+) -> Result<(), FillError> {
+    let total = counted.map_err(FillError::Lost)?.total();
+    if total > *known {
+        facts.push_back(Fact::EventsLost { count: total - *known });
+        *known = total;
+    }
+    Ok(())
 }
 
 /// The stream of events broke off.

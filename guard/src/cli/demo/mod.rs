@@ -85,7 +85,7 @@ impl Demo {
             json.ended(&gate, &session, outcome);
         } else {
             show::timeline(&gate, &context, &session, &new, began, listening);
-            show::fixed_sleeps(&gate, self.drain);
+            show::fixed_sleeps(&gate, self.drain, began);
             show::closing(&gate, &session);
         }
         Ok(Exit::Done)

@@ -1,5 +1,6 @@
 //! What the demo prints.
 
+use std::io::Write;
 use std::time::Duration;
 
 use guard_core::gate::Gate;
@@ -11,13 +12,20 @@ use crate::report::{self, Context};
 use crate::runtime::Session;
 use crate::runtime::Tier;
 
+/// A line for the newcomer. One who went away must not stop the demo half way.
+macro_rules! say {
+    ($($text:tt)*) => {
+        drop(writeln!(std::io::stdout(), $($text)*))
+    };
+}
+
 pub(super) fn opening(old: &StandIn, session: &Session) {
-    println!("A stubborn gateway listens on 127.0.0.1:{}:", old.port);
-    println!("  pid {} ignores SIGTERM and holds open connections;", old.pid());
+    say!("A stubborn gateway listens on 127.0.0.1:{}:", old.port);
+    say!("  pid {} ignores SIGTERM and holds open connections;", old.pid());
     if let Some(sharer) = old.sharer {
-        println!("  pid {sharer} is its forked child and shares the listening socket.");
+        say!("  pid {sharer} is its forked child and shares the listening socket.");
     }
-    println!("portguard restarts it ({} tier).\n", session.tier().name());
+    say!("portguard restarts it ({} tier).\n", session.tier().name());
 }
 
 pub(super) fn timeline(
@@ -33,22 +41,21 @@ pub(super) fn timeline(
         (listening, format!("successor listens on port {}, at its first attempt", new.port)),
     ];
     let zero = gate.timeline().began();
-    print!("{}", report::timeline(gate.timeline(), context, session.tier(), zero, &extra));
+    let picture = report::timeline(gate.timeline(), context, session.tier(), zero, &extra);
+    say!("{}", picture.trim_end());
 }
 
 /// What restarts with fixed sleeps would have met, computed from this run.
-pub(super) fn fixed_sleeps(gate: &Gate, drain: Duration) {
+pub(super) fn fixed_sleeps(gate: &Gate, drain: Duration, started: Instant) {
     let began = gate.timeline().began();
     let (Some(bindable), Some(killed)) = (opened(gate.outcome()), last_kill(gate)) else { return };
     let bindable_after = bindable.since(began);
     let release = bindable.since(killed);
 
-    println!("\nThe same gateway under a restart with fixed sleeps, computed from the moments above:");
-    println!(
-        "  SIGTERM, sleep 1 s, start              EADDRINUSE, and again at every retry: it ignores SIGTERM"
-    );
-    println!("  SIGKILL to the listener's pid, start   EADDRINUSE: its child keeps the socket open for ever");
-    println!(
+    say!("\nThe same gateway under a restart with fixed sleeps, computed from the moments above:");
+    say!("  SIGTERM, sleep 1 s, start              EADDRINUSE, and again at every retry: it ignores SIGTERM");
+    say!("  SIGKILL to the listener's pid, start   EADDRINUSE: its child keeps the socket open for ever");
+    say!(
         "  SIGKILL to both, start at once         EADDRINUSE: the kernel gave the port back {} later",
         micros(release)
     );
@@ -56,22 +63,25 @@ pub(super) fn fixed_sleeps(gate: &Gate, drain: Duration) {
         let total = Duration::from_millis(term + kill);
         let guarded = bindable_after.saturating_sub(drain) + Duration::from_millis(term);
         if let Some(wasted) = total.checked_sub(guarded) {
-            println!(
+            say!(
                 "  SIGTERM, sleep {term} ms, SIGKILL to both, sleep {kill} ms, start: works, {} after the port was free",
                 micros(wasted)
             );
         }
     }
-    println!("  portguard                              started {} after SIGKILL", micros(release));
+    say!(
+        "  portguard                              started it {} after the port was free",
+        micros(started.since(bindable))
+    );
 }
 
 pub(super) fn closing(gate: &Gate, session: &Session) {
     if session.tier() != Tier::Ebpf {
         let why = session.shortfall().unwrap_or("the BPF programs are not attached");
-        println!("\nThis was the {} tier. For kernel events: {why}", session.tier().name());
+        say!("\nThis was the {} tier. For kernel events: {why}", session.tier().name());
     }
     if gate.plan().asker.uid.0 != 0 {
-        println!("As root, portguard also sees and ends other users' processes, and gets the ebpf tier.");
+        say!("As root, portguard also sees and ends other users' processes, and gets the ebpf tier.");
     }
 }
 

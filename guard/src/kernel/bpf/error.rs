@@ -6,7 +6,7 @@ use aya::programs::ProgramError;
 use aya::util::KernelVersion;
 use thiserror::Error;
 
-use crate::kernel::tracefs::TracefsError;
+use crate::kernel::bpf::tracefs::TracefsError;
 
 /// Why the ebpf tier, or one operation of it, is not to be had.
 #[derive(Debug, Error)]
@@ -111,6 +111,16 @@ impl BpfError {
             Verdict::Unsupported(needs) => Self::Unsupported { operation, subject, needs, source },
             Verdict::Failed => Self::Failed { operation, subject, source },
         }
+    }
+
+    /// The kernel's types do not show what a raw tracepoint needs.
+    pub(super) fn untold(
+        tracepoint: &'static str,
+        error: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        let subject = format!("the raw tracepoint {tracepoint}");
+        let needs = "fitting types in BTF (Linux 5.6 or newer with CONFIG_DEBUG_INFO_BTF)";
+        Self::Unsupported { operation: "use", subject, needs, source: Source::new(error) }
     }
 
     /// A failure that is not aya's.

@@ -4,13 +4,19 @@ use guard_common::inet_sock_set_state::{EVENT, PROTOCOL_OFFSET};
 use guard_common::{Settings, SocketEvent};
 use guard_core::model::TcpState;
 
+use super::BpfError;
 use super::event::{Actor, KernelSocket, Malformed, StateChanged, instant};
 use super::hook::address;
-use crate::kernel::tracefs::{Tracefs, TracefsError};
+use super::load::Way;
+use super::settings::KernelTypes;
 
 /// Compares the tracepoint with what the program relies on, and notes what may
 /// differ between kernels.
-pub(super) fn fit(tracefs: &Tracefs, settings: &mut Settings) -> Result<(), TracefsError> {
+pub(super) fn fit(way: Way<'_>, types: &KernelTypes, settings: &mut Settings) -> Result<(), BpfError> {
+    let Way::Classic(tracefs) = way else {
+        types.arguments(&EVENT)?;
+        return types.resolve_sock(&EVENT, settings);
+    };
     let format = tracefs.format(&EVENT)?;
     format.check(&EVENT)?;
     let protocol_size = format.expect(&EVENT, "protocol", PROTOCOL_OFFSET, &[1, 2])?;

@@ -3,17 +3,16 @@
 use std::collections::BTreeMap;
 
 use aya::maps::{self, Map, MapData, MapError, PerCpuArray, RingBuf};
-use aya::programs::TracePoint;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use guard_common::{LostReason, Settings, map, symbol};
 
 use super::hook::{DESTROY_SOCK, Hook, PROCESS_EXIT, SET_STATE};
-use super::lost::Misses;
+use super::settings::{KernelTypes, resolve_pid_namespace};
 use super::{
-    Bpf, BpfError, BpfOptions, Loss, Plain, inet_sock_set_state, log, sched_process_exit, settings,
-    tcp_destroy_sock,
+    AttachBy, AttachedBy, Bpf, BpfError, BpfOptions, Loss, Plain, inet_sock_set_state, log,
+    sched_process_exit, tcp_destroy_sock,
 };
-use crate::kernel::tracefs::{Tracefs, TracefsError};
+use crate::kernel::bpf::tracefs::Tracefs;
 
 /// Empty in a stub build.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portguard.bpf.o"));
@@ -22,7 +21,14 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portgua
 /// ring buffer up to the real one.
 const SMALLEST_PAGE: u32 = 4096;
 
-/// Loads the programs where tracefs can be seen.
+/// Which kind of tracepoint to attach to, with what that needs.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Way<'a> {
+    Raw,
+    Classic(&'a Tracefs),
+}
+
+/// Loads the programs in the way that the options ask for.
 pub(super) fn load(options: &BpfOptions) -> Result<Bpf, BpfError> {
     if cfg!(bpf_stub) || OBJECT.is_empty() {
         return Err(BpfError::Stub);
@@ -35,16 +41,32 @@ pub(super) fn load(options: &BpfOptions) -> Result<Bpf, BpfError> {
             ),
         });
     }
-    Tracefs::with(|tracefs| load_here(options, tracefs))?
+    load_with(options, &KernelTypes::read())
+}
+
+pub(super) fn load_with(options: &BpfOptions, types: &KernelTypes) -> Result<Bpf, BpfError> {
+    let raw = || load_by(options, types, Way::Raw);
+    let why_classic = match options.attach {
+        AttachBy::Raw => return raw(),
+        AttachBy::Classic => None,
+        AttachBy::Auto => match raw() {
+            // Classic tracepoints need all that raw ones need, and tracefs: where
+            // permissions are missing, the first answer is the better advice.
+            Err(error) if !matches!(error, BpfError::Denied { .. }) => Some(error.to_string()),
+            outcome => return outcome,
+        },
+    };
+    let classic = Tracefs::with(|tracefs| load_by(options, types, Way::Classic(tracefs)))?;
+    classic.map(|bpf| Bpf { why_classic, ..bpf })
 }
 
 /// Loads as many hooks as this kernel takes. A refused optional hook is left
 /// out and everything begins anew, because the others are told by a read-only
 /// setting whether it is there.
-fn load_here(options: &BpfOptions, tracefs: &Tracefs) -> Result<Bpf, BpfError> {
+fn load_by(options: &BpfOptions, types: &KernelTypes, way: Way<'_>) -> Result<Bpf, BpfError> {
     let mut refused: Vec<(&Hook, BpfError)> = Vec::new();
     loop {
-        match Attempt::prepare(tracefs, &refused)?.run(options) {
+        match Attempt::prepare(way, types, &refused)?.run(options) {
             Ok(bpf) => return Ok(bpf),
             Err((Some(hook), error)) if *hook != SET_STATE => refused.push((hook, error)),
             Err((_, error)) => return Err(error),
@@ -55,18 +77,23 @@ fn load_here(options: &BpfOptions, tracefs: &Tracefs) -> Result<Bpf, BpfError> {
 /// What is decided before anything is loaded.
 pub(super) struct Attempt {
     pub(super) settings: Settings,
+    by: AttachedBy,
     hooks: Vec<&'static Hook>,
     losses: Vec<Loss>,
 }
 
 impl Attempt {
-    pub(super) fn prepare(tracefs: &Tracefs, refused: &[(&Hook, BpfError)]) -> Result<Self, BpfError> {
+    pub(super) fn prepare(
+        way: Way<'_>,
+        types: &KernelTypes,
+        refused: &[(&Hook, BpfError)],
+    ) -> Result<Self, BpfError> {
         let mut settings = Settings::default();
         let mut losses = Vec::new();
         // The other two come first: once state changes are seen, nothing of what
         // follows them may be missed.
         let mut hooks = Vec::new();
-        type Fit = fn(&Tracefs, &mut Settings) -> Result<(), TracefsError>;
+        type Fit = fn(Way<'_>, &KernelTypes, &mut Settings) -> Result<(), BpfError>;
         type Without = fn(String) -> Loss;
         let optional: [(&Hook, Fit, Without); 2] = [
             (&DESTROY_SOCK, tcp_destroy_sock::fit, |why| Loss::ReleaseUnobserved { why }),
@@ -77,16 +104,22 @@ impl Attempt {
                 losses.push(loss(error.to_string()));
                 continue;
             }
-            match fit(tracefs, &mut settings) {
-                Ok(()) => hooks.push(hook),
-                Err(error) => losses.push(loss(error.to_string())),
+            match (fit(way, types, &mut settings), way) {
+                (Ok(()), _) => hooks.push(hook),
+                // Without all of them the classic ones are the better choice.
+                (Err(error), Way::Raw) => return Err(error),
+                (Err(error), Way::Classic(_)) => losses.push(loss(error.to_string())),
             }
         }
-        inet_sock_set_state::fit(tracefs, &mut settings)?;
+        inet_sock_set_state::fit(way, types, &mut settings)?;
         hooks.push(&SET_STATE);
-        settings::resolve_members(&mut settings, &mut losses);
-        settings::resolve_pid_namespace(&mut settings, &mut losses);
-        Ok(Self { settings, hooks, losses })
+        types.resolve(&mut settings, &mut losses);
+        resolve_pid_namespace(&mut settings, &mut losses);
+        let by = match way {
+            Way::Raw => AttachedBy::Raw,
+            Way::Classic(_) => AttachedBy::Classic,
+        };
+        Ok(Self { settings, by, hooks, losses })
     }
 
     /// On an error, also the hook that it concerns.
@@ -94,18 +127,13 @@ impl Attempt {
         let alone = |error| (None, error);
         let mut ebpf = self.load(options).map_err(alone)?;
         for &hook in &self.hooks {
-            let program = program(&mut ebpf, hook).map_err(|error| (Some(hook), error))?;
-            let refused = |error| (Some(hook), BpfError::sort("load", subject(hook), error));
-            program.load().map_err(refused)?;
+            hook.load(&mut ebpf, self.by).map_err(|error| (Some(hook), error))?;
         }
         let log = if options.log { log::take(&mut ebpf).map_err(alone)? } else { None };
         let mut bpf = self.fill(ebpf, options, log).map_err(alone)?;
         for &hook in &self.hooks {
-            let program = program(&mut bpf.ebpf, hook).map_err(|error| (Some(hook), error))?;
-            let refused = |error| (Some(hook), BpfError::sort("attach", subject(hook), error));
-            // The link stays in `ebpf` and is detached when that is dropped.
-            let _link = program.attach(hook.event.category, hook.event.name).map_err(refused)?;
-            bpf.misses.extend(program.fd().ok().and_then(Misses::of));
+            let misses = hook.attach(&mut bpf.ebpf, self.by).map_err(|error| (Some(hook), error))?;
+            bpf.misses.extend(misses);
         }
         Ok(bpf)
     }
@@ -141,6 +169,8 @@ impl Attempt {
             watches: BTreeMap::new(),
             namespaces: self.settings.net_inum != 0,
             losses: self.losses.clone(),
+            attached_by: self.by,
+            why_classic: None,
             log,
             ebpf,
         };
@@ -152,15 +182,6 @@ impl Attempt {
         }
         Ok(bpf)
     }
-}
-
-fn subject(hook: &Hook) -> String {
-    format!("the program on {}:{}", hook.event.category, hook.event.name)
-}
-
-fn program<'a>(ebpf: &'a mut Ebpf, hook: &Hook) -> Result<&'a mut TracePoint, BpfError> {
-    let program = ebpf.program_mut(hook.program).ok_or(BpfError::missing("program", hook.program))?;
-    program.try_into().map_err(|error| BpfError::sort("use", subject(hook), error))
 }
 
 fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, BpfError> {

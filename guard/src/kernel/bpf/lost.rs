@@ -17,8 +17,9 @@ pub struct Lost {
 
 impl Lost {
     /// Every reason with its count: those that the programs count, then
-    /// `skipped` (the kernel did not run a program because another one was
-    /// running on that CPU; kernels since 6.7 tell) and `malformed` (a record
+    /// `skipped` (the kernel did not run a program because it was running already
+    /// on that CPU, on a classic tracepoint also because another one was; kernels
+    /// since 6.1 tell for raw tracepoints, since 6.7 for classic ones) and `malformed` (a record
     /// that the guard could not decode).
     pub fn by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let names = LostReason::ALL.map(LostReason::name).into_iter();

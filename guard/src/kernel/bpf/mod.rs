@@ -21,6 +21,7 @@ mod settings;
 mod tcp_destroy_sock;
 #[cfg(test)]
 mod tests;
+mod tracefs;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -37,6 +38,7 @@ pub use guard_common::LostReason;
 pub use log::BpfLog;
 pub use loss::Loss;
 pub use lost::Lost;
+pub use tracefs::TracefsError;
 
 /// A port whose sockets are reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,9 +51,44 @@ pub struct Watch {
     pub connections: bool,
 }
 
+/// Which kind of tracepoint to attach to. The events are the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttachBy {
+    /// Raw tracepoints where the kernel's types tell enough and the kernel takes
+    /// the programs, else classic ones.
+    #[default]
+    Auto,
+    /// Raw tracepoints or nothing.
+    Raw,
+    /// Classic tracepoints or nothing.
+    Classic,
+}
+
+/// Which kind of tracepoint the programs are attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachedBy {
+    /// Raw tracepoints: they need the kernel's types (BTF) and no tracefs, and are
+    /// detached in no time.
+    Raw,
+    /// Classic tracepoints: they need tracefs and no BTF, and detaching them is slow.
+    Classic,
+}
+
+impl AttachedBy {
+    /// A word for logs and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw tracepoints",
+            Self::Classic => "classic tracepoints",
+        }
+    }
+}
+
 /// How to load the programs.
 #[derive(Clone, Debug)]
 pub struct BpfOptions {
+    /// Which kind of tracepoint to attach to.
+    pub attach: AttachBy,
     /// Ports that are watched from the first event on.
     pub ports: Vec<Watch>,
     /// Thread groups whose exit is reported from the first event on.
@@ -64,18 +101,24 @@ pub struct BpfOptions {
 }
 
 impl Default for BpfOptions {
-    /// Nothing watched, 256 KiB (about 2,500 events), no log.
+    /// Raw tracepoints if possible, nothing watched, 256 KiB (about 2,500 events), no log.
     fn default() -> Self {
-        Self { ports: Vec::new(), owners: Vec::new(), ring_bytes: 256 * 1024, log: false }
+        Self {
+            attach: AttachBy::Auto,
+            ports: Vec::new(),
+            owners: Vec::new(),
+            ring_bytes: 256 * 1024,
+            log: false,
+        }
     }
 }
 
 /// The loaded and attached programs.
 ///
-/// Dropping it detaches them, which is slow: for each hook the kernel waits
-/// until no CPU can be in the tracepoint any more, about 80 ms each on 6.18.
-/// The end of the process and `execve` wait as well. Where somebody waits for
-/// the caller, drop it on another thread, or let another process hold it.
+/// Dropping it detaches them. From raw tracepoints that takes well under a
+/// millisecond. From classic ones it is slow: for each hook the kernel waits until
+/// no CPU can be in the tracepoint any more, about 80 ms each on 6.18, and the end
+/// of the process and `execve` wait as well. [`Bpf::attached_by`] tells.
 pub struct Bpf {
     events: RingBuf<MapData>,
     watched: HashMap<MapData, Plain<WatchKey>, u32>,
@@ -89,6 +132,8 @@ pub struct Bpf {
     /// The programs can tell network namespaces apart.
     namespaces: bool,
     losses: Vec<Loss>,
+    attached_by: AttachedBy,
+    why_classic: Option<String>,
     log: Option<BpfLog>,
     ebpf: Ebpf,
 }
@@ -99,8 +144,9 @@ impl Bpf {
     /// Events that happen after this returned are reported; take a snapshot of
     /// the socket table afterwards to learn what was there before.
     ///
-    /// Where tracefs is not mounted, a thread mounts it for itself alone. Takes
-    /// some tens of milliseconds, most of them in aya.
+    /// Where classic tracepoints are used and tracefs is not mounted, a thread
+    /// mounts it for itself alone. Takes some tens of milliseconds, most of them
+    /// in aya.
     ///
     /// # Errors
     ///
@@ -114,6 +160,17 @@ impl Bpf {
     /// What this kernel does not tell the programs, fixed at load.
     pub fn losses(&self) -> &[Loss] {
         &self.losses
+    }
+
+    /// Which kind of tracepoint the programs are attached to.
+    pub fn attached_by(&self) -> AttachedBy {
+        self.attached_by
+    }
+
+    /// Why [`AttachBy::Auto`] did not take raw tracepoints; `None` when it did, or
+    /// when classic ones were asked for.
+    pub fn why_classic(&self) -> Option<&str> {
+        self.why_classic.as_deref()
     }
 
     /// Reports the sockets of a port from now on, or changes what is reported.
@@ -170,12 +227,28 @@ impl Bpf {
     /// What the programs could not report until now.
     ///
     /// Not every loss makes the descriptor readable: ask after each
-    /// [`drain`](Self::drain), and before a gate opens.
+    /// [`drain`](Self::drain), and before a gate opens. Costs some microseconds,
+    /// most of them for the runs that the kernel skipped; after a drain,
+    /// [`lost_quick`](Self::lost_quick) may stand in.
     ///
     /// # Errors
     ///
     /// When the counters cannot be read; then assume the worst.
     pub fn lost(&self) -> Result<Lost, BpfError> {
+        let mut lost = self.lost_quick()?;
+        lost.skipped = self.misses.iter().filter_map(lost::Misses::read).sum();
+        Ok(lost)
+    }
+
+    /// As [`lost`](Self::lost), but without `skipped`, which is 0: one system call.
+    ///
+    /// Compare it only with itself. A gate must not open on it alone, because a
+    /// skipped run is a lost event too.
+    ///
+    /// # Errors
+    ///
+    /// When the counters cannot be read; then assume the worst.
+    pub fn lost_quick(&self) -> Result<Lost, BpfError> {
         let failed = |error| BpfError::map("read", map::LOST, error);
         let mut lost = Lost { malformed: self.malformed, ..Lost::default() };
         for cpu in self.lost.get(&0, 0).map_err(failed)?.iter() {
@@ -183,7 +256,6 @@ impl Bpf {
                 *total += count;
             }
         }
-        lost.skipped = self.misses.iter().filter_map(lost::Misses::read).sum();
         Ok(lost)
     }
 
@@ -251,6 +323,7 @@ impl fmt::Debug for Bpf {
         f.debug_struct("Bpf")
             .field("watches", &self.watches)
             .field("losses", &self.losses)
+            .field("attached_by", &self.attached_by)
             .finish_non_exhaustive()
     }
 }

@@ -4,73 +4,143 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 
-use guard_common::Settings;
+use guard_common::{Event, Settings, inet_sock_set_state, sched_process_exit, tcp_destroy_sock};
 use nix::sys::stat::{major, minor};
+use thiserror::Error;
 
-use super::Loss;
-use crate::kernel::btf::{BtfError, Member, kernel_offsets};
+use super::{BpfError, Loss};
+use crate::kernel::btf::{BtfError, Found, Member, kernel_types};
 
 /// `PROC_PID_INIT_INO` of `include/linux/proc_ns.h`: the initial PID namespace.
 const INIT_PID_NAMESPACE: u64 = 0xefff_fffc;
 /// No namespace has it, so no task is ever found to be in the guard's own.
 const NO_PID_NAMESPACE: u64 = 1;
 
-const SOCK_NET: Member = Member { structure: "sock_common", path: &["skc_net", "net"] };
-const SOCK_COOKIE: Member = Member { structure: "sock_common", path: &["skc_cookie"] };
-const NET_INUM: Member = Member { structure: "net", path: &["ns", "inum"] };
-const TASK_SIGNAL: Member = Member { structure: "task_struct", path: &["signal"] };
-const TASK_LEADER: Member = Member { structure: "task_struct", path: &["group_leader"] };
-const TASK_EXIT_CODE: Member = Member { structure: "task_struct", path: &["exit_code"] };
-const SIGNAL_LIVE: Member = Member { structure: "signal_struct", path: &["live"] };
-const SIGNAL_FLAGS: Member = Member { structure: "signal_struct", path: &["flags"] };
-const SIGNAL_EXIT_CODE: Member = Member { structure: "signal_struct", path: &["group_exit_code"] };
+/// The members that the programs read, in the order in which [`KernelTypes`] takes them apart.
+/// `struct inet_sock` begins with its `struct sock`, and that with its `sock_common`.
+const MEMBERS: [Member; 17] = [
+    Member { structure: "sock_common", path: &["skc_net", "net"] },
+    Member { structure: "sock_common", path: &["skc_cookie"] },
+    Member { structure: "net", path: &["ns", "inum"] },
+    Member { structure: "task_struct", path: &["signal"] },
+    Member { structure: "task_struct", path: &["group_leader"] },
+    Member { structure: "task_struct", path: &["exit_code"] },
+    Member { structure: "signal_struct", path: &["live"] },
+    Member { structure: "signal_struct", path: &["flags"] },
+    Member { structure: "signal_struct", path: &["group_exit_code"] },
+    Member { structure: "sock_common", path: &["skc_family"] },
+    // A bit field before 5.6, so not found there.
+    Member { structure: "sock", path: &["sk_protocol"] },
+    Member { structure: "inet_sock", path: &["inet_sport"] },
+    Member { structure: "sock_common", path: &["skc_dport"] },
+    Member { structure: "inet_sock", path: &["inet_saddr"] },
+    Member { structure: "sock_common", path: &["skc_daddr"] },
+    Member { structure: "sock_common", path: &["skc_v6_rcv_saddr"] },
+    Member { structure: "sock_common", path: &["skc_v6_daddr"] },
+];
 
-/// Resolves the offsets of kernel members, and says what is lost with those
-/// that the kernel does not tell. `struct sock` begins with its `sock_common`.
-pub(super) fn resolve_members(settings: &mut Settings, losses: &mut Vec<Loss>) {
-    let wanted = [
-        SOCK_NET,
-        SOCK_COOKIE,
-        NET_INUM,
-        TASK_SIGNAL,
-        TASK_LEADER,
-        TASK_EXIT_CODE,
-        SIGNAL_LIVE,
-        SIGNAL_FLAGS,
-        SIGNAL_EXIT_CODE,
-    ];
-    let (found, why) = match kernel_offsets(&wanted) {
-        Ok(found) => (found, None),
-        Err(error) => ([None; 9], Some(error)),
-    };
-    let [net, cookie, inum, signal, leader, code, live, flags, group_code] = found;
-    if let (Some(net), Some(inum)) = (net, inum) {
-        (settings.sock_net, settings.net_inum) = (net, inum);
-    } else {
-        losses.push(Loss::NamespacesUnknown { why: reason(why.as_ref(), "struct net") });
-    }
-    settings.sock_cookie = cookie.unwrap_or(0);
-    if let (Some(signal), Some(live)) = (signal, live) {
-        (settings.task_signal, settings.signal_live) = (signal, live);
-    } else if settings.ctx_group_dead == 0 {
-        losses.push(Loss::GroupExitGuessed { why: reason(why.as_ref(), "struct signal_struct") });
-    }
-    if let (Some(signal), Some(flags), Some(group_code), Some(leader), Some(code)) =
-        (signal, flags, group_code, leader, code)
-    {
-        settings.task_signal = signal;
-        (settings.signal_flags, settings.signal_exit_code) = (flags, group_code);
-        (settings.task_leader, settings.task_exit_code) = (leader, code);
-    } else {
-        losses.push(Loss::ExitStatusUnknown { why: reason(why.as_ref(), "struct task_struct") });
-    }
+/// The arguments of raw tracepoints.
+const PROTOTYPES: [&str; 3] = [
+    inet_sock_set_state::EVENT.prototype,
+    tcp_destroy_sock::EVENT.prototype,
+    sched_process_exit::EVENT.prototype,
+];
+
+/// What the running kernel tells about its types.
+#[derive(Debug)]
+pub(super) struct KernelTypes {
+    found: Found<{ MEMBERS.len() }, { PROTOTYPES.len() }>,
+    /// Why nothing was found.
+    why: Option<BtfError>,
 }
 
-fn reason(why: Option<&BtfError>, structure: &str) -> String {
-    why.map_or_else(
-        || format!("the kernel's types show {structure} without the members"),
-        ToString::to_string,
-    )
+/// Something that only raw tracepoints need is not in the kernel's types.
+#[derive(Debug, Error)]
+#[error("{why}")]
+struct Untold {
+    why: String,
+}
+
+impl KernelTypes {
+    pub(super) fn read() -> Self {
+        match kernel_types(&MEMBERS, &PROTOTYPES) {
+            Ok(found) => Self { found, why: None },
+            Err(why) => Self::unknown(why),
+        }
+    }
+
+    pub(super) fn unknown(why: BtfError) -> Self {
+        let found = Found { offsets: [None; MEMBERS.len()], parameters: [None; PROTOTYPES.len()] };
+        Self { found, why: Some(why) }
+    }
+
+    /// Resolves the offsets that both kinds of tracepoint need, and says what is
+    /// lost with those that the kernel does not tell.
+    pub(super) fn resolve(&self, settings: &mut Settings, losses: &mut Vec<Loss>) {
+        let [net, cookie, inum, signal, leader, code, live, flags, group_code, ..] = self.found.offsets;
+        if let (Some(net), Some(inum)) = (net, inum) {
+            (settings.sock_net, settings.net_inum) = (net, inum);
+        } else {
+            losses.push(Loss::NamespacesUnknown { why: self.reason("struct net") });
+        }
+        settings.sock_cookie = cookie.unwrap_or(0);
+        if let (Some(signal), Some(live)) = (signal, live) {
+            (settings.task_signal, settings.signal_live) = (signal, live);
+        } else if settings.ctx_group_dead == 0 && settings.raw_group_dead == 0 {
+            losses.push(Loss::GroupExitGuessed { why: self.reason("struct signal_struct") });
+        }
+        if let (Some(signal), Some(flags), Some(group_code), Some(leader), Some(code)) =
+            (signal, flags, group_code, leader, code)
+        {
+            settings.task_signal = signal;
+            (settings.signal_flags, settings.signal_exit_code) = (flags, group_code);
+            (settings.task_leader, settings.task_exit_code) = (leader, code);
+        } else {
+            losses.push(Loss::ExitStatusUnknown { why: self.reason("struct task_struct") });
+        }
+    }
+
+    /// Resolves the offsets by which the raw tracepoint `event` sees a socket.
+    pub(super) fn resolve_sock(&self, event: &Event, settings: &mut Settings) -> Result<(), BpfError> {
+        let [.., family, protocol, local_port, remote_port, local_v4, remote_v4, local_v6, remote_v6] =
+            self.found.offsets;
+        let (
+            Some(family),
+            Some(protocol),
+            Some(local_port),
+            Some(remote_port),
+            Some(local_v4),
+            Some(remote_v4),
+        ) = (family, protocol, local_port, remote_port, local_v4, remote_v4)
+        else {
+            return Err(self.untold(event, "struct inet_sock"));
+        };
+        (settings.sock_family, settings.sock_protocol) = (family, protocol);
+        (settings.sock_local_port, settings.sock_remote_port) = (local_port, remote_port);
+        (settings.sock_local_v4, settings.sock_remote_v4) = (local_v4, remote_v4);
+        (settings.sock_local_v6, settings.sock_remote_v6) = (local_v6.unwrap_or(0), remote_v6.unwrap_or(0));
+        Ok(())
+    }
+
+    /// Number of arguments of the raw tracepoint `event`, once there are enough.
+    pub(super) fn arguments(&self, event: &Event) -> Result<usize, BpfError> {
+        let index = PROTOTYPES.iter().position(|prototype| *prototype == event.prototype);
+        let parameters = index.and_then(|index| self.found.parameters[index]);
+        // The first parameter is the kernel's own and not handed over.
+        let arguments = parameters.and_then(|parameters| parameters.checked_sub(1));
+        arguments.filter(|&found| found >= event.arguments).ok_or_else(|| self.untold(event, event.prototype))
+    }
+
+    fn untold(&self, event: &Event, what: &str) -> BpfError {
+        BpfError::untold(event.name, Untold { why: self.reason(what) })
+    }
+
+    fn reason(&self, what: &str) -> String {
+        self.why.as_ref().map_or_else(
+            || format!("the kernel's types show {what} not at all or without what is needed"),
+            ToString::to_string,
+        )
+    }
 }
 
 /// Notes the guard's PID namespace, so that the programs number tasks as it does.

@@ -3,13 +3,21 @@
 use guard_common::tcp_destroy_sock::EVENT;
 use guard_common::{Settings, SocketEvent, TCP_LISTEN};
 
+use super::BpfError;
 use super::event::{Actor, KernelSocket, Malformed, Released, instant};
 use super::hook::{address, optional};
-use crate::kernel::tracefs::{Tracefs, TracefsError};
+use super::load::Way;
+use super::settings::KernelTypes;
 
 /// Compares the tracepoint with what the program relies on, and notes what may
 /// differ between kernels. Old kernels have no `family` there.
-pub(super) fn fit(tracefs: &Tracefs, settings: &mut Settings) -> Result<(), TracefsError> {
+pub(super) fn fit(way: Way<'_>, types: &KernelTypes, settings: &mut Settings) -> Result<(), BpfError> {
+    let Way::Classic(tracefs) = way else {
+        types.arguments(&EVENT)?;
+        types.resolve_sock(&EVENT, settings)?;
+        settings.observe_release = 1;
+        return Ok(());
+    };
     let format = tracefs.format(&EVENT)?;
     format.check(&EVENT)?;
     settings.ctx_destroy_local = address(&format, &EVENT, "saddr_v6")?;

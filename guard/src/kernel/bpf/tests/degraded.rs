@@ -5,9 +5,11 @@ use guard_core::model::ExitStatus;
 
 use super::processes::{forked, leash, tgid, wait_for};
 use super::*;
-use crate::kernel::bpf::load::Attempt;
-use crate::kernel::sandbox::{listening, netns, root_or_skip};
-use crate::kernel::tracefs::Tracefs;
+use crate::kernel::bpf::load::{Attempt, Way, load_with};
+use crate::kernel::bpf::settings::KernelTypes;
+use crate::kernel::bpf::tracefs::Tracefs;
+use crate::kernel::btf::{BtfError, VMLINUX};
+use crate::kernel::sandbox::{listening, netns};
 
 /// Loads what is left without `refused`, with the settings changed by `edit`.
 fn lesser(
@@ -19,20 +21,65 @@ fn lesser(
     drop(or_skip(test, Bpf::load(options))?);
     let refused: Vec<_> =
         refused.iter().map(|&hook| (hook, BpfError::Option { what: "refused by the test".into() })).collect();
-    let loaded = Tracefs::with(|tracefs| {
-        let mut attempt = Attempt::prepare(tracefs, &refused).unwrap();
+    let types = KernelTypes::read();
+    let load = |way: Way<'_>| {
+        let mut attempt = Attempt::prepare(way, &types, &refused).unwrap();
         edit(&mut attempt.settings);
         attempt.run(options).map_err(|(_, error)| error)
+    };
+    let loaded = match options.attach {
+        AttachBy::Raw => load(Way::Raw),
+        _ => Tracefs::with(|tracefs| load(Way::Classic(tracefs))).unwrap(),
+    };
+    Some(Watcher::of(or_skip(test, loaded)?))
+}
+
+/// A kernel without BTF.
+fn untold() -> KernelTypes {
+    let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+    KernelTypes::unknown(BtfError::Read { path: VMLINUX, source })
+}
+
+#[test]
+fn raw_tracepoints_are_the_first_choice() {
+    const NAME: &str = "raw_tracepoints_are_the_first_choice";
+    netns(NAME, || {
+        let asked = |attach| Bpf::load(&BpfOptions { attach, ..BpfOptions::default() });
+        if or_skip(NAME, asked(AttachBy::Raw)).is_none() {
+            return;
+        }
+        let bpf = asked(AttachBy::Auto).unwrap();
+        assert_eq!((bpf.attached_by(), bpf.why_classic()), (AttachedBy::Raw, None));
     });
-    Some(Watcher::of(or_skip(test, loaded.unwrap())?))
+}
+
+#[test]
+fn a_kernel_without_types_gets_classic_tracepoints() {
+    const NAME: &str = "a_kernel_without_types_gets_classic_tracepoints";
+    netns(NAME, || {
+        let port = free_port();
+        let mut options = BpfOptions { ports: vec![listeners(port)], ..BpfOptions::default() };
+        let Some(bpf) = or_skip(NAME, load_with(&options, &untold())) else { return };
+        assert_eq!(bpf.attached_by(), AttachedBy::Classic);
+        let why = bpf.why_classic().unwrap();
+        assert!(why.contains("raw tracepoint") && why.contains(VMLINUX), "{why}");
+        assert!(bpf.losses().iter().any(|loss| matches!(loss, Loss::NamespacesUnknown { .. })));
+        let mut watcher = Watcher::of(bpf);
+        drop(listening("127.0.0.1", Some(port), REUSE));
+        assert_eq!(words(watcher.until_released(port)), LIFE);
+
+        options.attach = AttachBy::Raw;
+        let refused = load_with(&options, &untold()).unwrap_err();
+        assert!(matches!(refused, BpfError::Unsupported { .. }), "{refused}");
+    });
 }
 
 #[test]
 fn without_the_release_hook_the_ends_of_listen_still_come() {
     const NAME: &str = "without_the_release_hook_the_ends_of_listen_still_come";
-    netns(NAME, || {
+    each_way(NAME, |attach| {
         let port = free_port();
-        let options = BpfOptions { ports: vec![listeners(port)], ..BpfOptions::default() };
+        let options = BpfOptions { attach, ports: vec![listeners(port)], ..BpfOptions::default() };
         let Some(mut watcher) = lesser(NAME, &options, &[&hook::DESTROY_SOCK], |_| ()) else { return };
         let [Loss::ReleaseUnobserved { why }] = watcher.bpf.losses() else {
             panic!("{:?}", watcher.bpf.losses())
@@ -47,13 +94,12 @@ fn without_the_release_hook_the_ends_of_listen_still_come() {
 #[test]
 fn without_namespaces_the_port_is_watched_in_all_of_them() {
     const NAME: &str = "without_namespaces_the_port_is_watched_in_all_of_them";
-    netns(NAME, || {
+    each_way(NAME, |attach| {
         let port = free_port();
-        let options = BpfOptions { ports: vec![listeners(port)], ..BpfOptions::default() };
+        let options = BpfOptions { attach, ports: vec![listeners(port)], ..BpfOptions::default() };
         let blind = |settings: &mut Settings| (settings.sock_net, settings.net_inum) = (0, 0);
         let Some(mut watcher) = lesser(NAME, &options, &[], blind) else { return };
-        let elsewhere = move || netns(NAME, move || drop(listening("127.0.0.1", Some(port), REUSE)));
-        std::thread::spawn(elsewhere).join().unwrap();
+        elsewhere(move || drop(listening("0.0.0.0", Some(port), REUSE)));
         let seen = watcher.until_released(port);
         assert_eq!(words(seen), LIFE);
         assert!(seen.iter().all(|event| socket(event).netns.is_none()));
@@ -68,7 +114,8 @@ fn the_one_byte_protocol_of_old_kernels_works() {
     }
     netns(NAME, || {
         let port = free_port();
-        let options = BpfOptions { ports: vec![listeners(port)], ..BpfOptions::default() };
+        let options =
+            BpfOptions { attach: AttachBy::Classic, ports: vec![listeners(port)], ..BpfOptions::default() };
         // On a little-endian machine the first byte of the two is the same number.
         let Some(mut watcher) = lesser(NAME, &options, &[], |settings| settings.ctx_protocol_size = 1) else {
             return;
@@ -81,37 +128,42 @@ fn the_one_byte_protocol_of_old_kernels_works() {
 #[test]
 fn the_end_of_a_group_is_found_without_the_tracepoint_s_field() {
     const NAME: &str = "the_end_of_a_group_is_found_without_the_tracepoint_s_field";
-    let by_count: fn(&mut Settings) = |settings| settings.ctx_group_dead = 0;
-    let by_leader: fn(&mut Settings) = |settings| (settings.ctx_group_dead, settings.signal_live) = (0, 0);
+    fn untold(settings: &mut Settings) {
+        (settings.ctx_group_dead, settings.raw_group_dead) = (0, 0);
+    }
+    let by_leader: fn(&mut Settings) = |settings| {
+        untold(settings);
+        settings.signal_live = 0;
+    };
     let without_status: fn(&mut Settings) = |settings| settings.signal_flags = 0;
-    if !root_or_skip(NAME) {
-        return;
-    }
-    for (edit, status) in [
-        (by_count, Some(ExitStatus::Code(9))),
-        (by_leader, Some(ExitStatus::Code(9))),
-        (without_status, None),
-    ] {
-        let Some(mut watcher) = lesser(NAME, &BpfOptions::default(), &[], edit) else { return };
-        let (ours, theirs) = leash();
-        let child = forked(|| {
-            wait_for(&ours);
-            9
-        });
-        watcher.bpf.own(tgid(child)).unwrap();
-        nix::unistd::write(&theirs, b"x").unwrap();
-        let seen = watcher.until("an exit", |seen| !seen.is_empty());
-        assert_eq!(words(seen), [format!("exited {status:?}")]);
-        nix::sys::wait::waitpid(child, None).unwrap();
-    }
+    each_way_alone(NAME, move |attach| {
+        for (edit, status) in [
+            (untold as fn(&mut Settings), Some(ExitStatus::Code(9))),
+            (by_leader, Some(ExitStatus::Code(9))),
+            (without_status, None),
+        ] {
+            let options = BpfOptions { attach, ..BpfOptions::default() };
+            let Some(mut watcher) = lesser(NAME, &options, &[], edit) else { return };
+            let (ours, theirs) = leash();
+            let child = forked(|| {
+                wait_for(&ours);
+                9
+            });
+            watcher.bpf.own(tgid(child)).unwrap();
+            nix::unistd::write(&theirs, b"x").unwrap();
+            let seen = watcher.until("an exit", |seen| !seen.is_empty());
+            assert_eq!(words(seen), [format!("exited {status:?}")]);
+            nix::sys::wait::waitpid(child, None).unwrap();
+        }
+    });
 }
 
 #[test]
 fn a_development_build_logs_what_it_sends_when_asked() {
     const NAME: &str = "a_development_build_logs_what_it_sends_when_asked";
-    netns(NAME, || {
+    each_way(NAME, |attach| {
         let port = free_port();
-        let options = BpfOptions { ports: vec![listeners(port)], log: true, ..BpfOptions::default() };
+        let options = BpfOptions { attach, ports: vec![listeners(port)], log: true, ..BpfOptions::default() };
         let Some(mut watcher) = Watcher::load(NAME, &options) else { return };
         // An object built without the feature has no log.
         let Some(mut log) = watcher.bpf.take_log() else { return };

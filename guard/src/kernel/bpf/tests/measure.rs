@@ -5,7 +5,7 @@ use std::thread;
 use guard_core::model::Instant;
 
 use super::*;
-use crate::kernel::sandbox::{listening, netns};
+use crate::kernel::sandbox::listening;
 
 /// Where the time of a start goes, and how late an event comes. Run it with
 /// `--ignored --nocapture`, alone.
@@ -22,44 +22,54 @@ fn measure_load_and_latency() {
         println!("{what}: {:?}", start.elapsed() / rounds);
     };
     timed("read BTF", 20, Box::new(|| drop(std::fs::read(crate::kernel::btf::VMLINUX).unwrap())));
-    timed(
-        "read BTF and resolve members",
-        20,
-        Box::new(|| settings::resolve_members(&mut guard_common::Settings::default(), &mut Vec::new())),
-    );
+    timed("read BTF and resolve members", 20, Box::new(|| drop(settings::KernelTypes::read())));
     timed("aya's own loader, before it does anything", 5, Box::new(|| drop(aya::EbpfLoader::new())));
-    timed("tracefs", 20, Box::new(|| crate::kernel::tracefs::Tracefs::with(|_| ()).unwrap()));
-    let mut kept = Vec::new();
-    let start = Clock::now();
-    (0..10).for_each(|_| kept.push(Bpf::load(&BpfOptions::default()).unwrap()));
-    println!("load: {:?}", start.elapsed() / 10);
-    let start = Clock::now();
-    drop(kept);
-    println!("detach: {:?}", start.elapsed() / 10);
-    netns(NAME, || {
-        let port = free_port();
-        let Some(mut watcher) = Watcher::watching(NAME, listeners(port)) else { return };
-        report("release → user space, same thread", &mut watcher, || {
-            drop(listening("127.0.0.1", Some(port), REUSE))
-        });
-
-        let (order, orders) = std::sync::mpsc::channel::<()>();
-        let closer = thread::spawn(move || {
-            orders.iter().for_each(|()| drop(listening("127.0.0.1", Some(port), REUSE)));
-        });
-        report("release → user space, woken by epoll", &mut watcher, || order.send(()).unwrap());
-        drop(order);
-        closer.join().unwrap();
-
-        let each = |what: &str, work: &dyn Fn() -> bool| {
+    timed("tracefs", 20, Box::new(|| crate::kernel::bpf::tracefs::Tracefs::with(|_| ()).unwrap()));
+    for attach in WAYS {
+        let options = BpfOptions { attach, ..BpfOptions::default() };
+        let (mut loads, mut drops) = (Vec::new(), Vec::new());
+        for _ in 0..9 {
             let start = Clock::now();
-            (0..1000).for_each(|_| assert!(work()));
-            println!("{what}: {:?}", start.elapsed() / 1000);
-        };
-        each("lost()", &|| watcher.bpf.lost().unwrap().total() == 0);
-        each("… of it the counters", &|| watcher.bpf.lost.get(&0, 0).is_ok());
-        each("… of it the skipped runs", &|| watcher.bpf.misses.iter().all(|it| it.read().is_some()));
+            let bpf = Bpf::load(&options).unwrap();
+            loads.push(start.elapsed());
+            let start = Clock::now();
+            drop(bpf);
+            drops.push(start.elapsed());
+        }
+        let first = loads[0];
+        [&mut loads, &mut drops].into_iter().for_each(|times| times.sort());
+        println!("{attach:?}: first load {first:?}, load {:?}, at most {:?}", loads[4], loads[8]);
+        println!("{attach:?}: drop {:?}, at most {:?}", drops[4], drops[8]);
+        netns(NAME, move || latency(attach));
+    }
+}
+
+/// How late an event comes, and what asking for losses costs.
+fn latency(attach: AttachBy) {
+    const NAME: &str = "latency";
+    use std::time::Instant as Clock;
+
+    let port = free_port();
+    let Some(mut watcher) = Watcher::watching(NAME, attach, listeners(port)) else { return };
+    report("release → user space, same thread", &mut watcher, || {
+        drop(listening("127.0.0.1", Some(port), REUSE))
     });
+
+    let (order, orders) = std::sync::mpsc::channel::<()>();
+    let closer = thread::spawn(move || {
+        orders.iter().for_each(|()| drop(listening("127.0.0.1", Some(port), REUSE)));
+    });
+    report("release → user space, woken by epoll", &mut watcher, || order.send(()).unwrap());
+    drop(order);
+    closer.join().unwrap();
+
+    let each = |what: &str, work: &dyn Fn() -> bool| {
+        let start = Clock::now();
+        (0..1000).for_each(|_| assert!(work()));
+        println!("{what}: {:?}", start.elapsed() / 1000);
+    };
+    each("lost()", &|| watcher.bpf.lost().unwrap().total() == 0);
+    each("lost_quick()", &|| watcher.bpf.lost_quick().unwrap().total() == 0);
 }
 
 /// Releases a listener by `close` again and again, and prints how long after

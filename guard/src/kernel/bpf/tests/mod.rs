@@ -8,11 +8,12 @@ mod sockets;
 use std::time::Duration;
 
 use guard_core::model::NetnsInode;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::*;
-use crate::kernel::sandbox::{REUSE, bound, skip};
-use crate::kernel::tracefs::TracefsError;
+use crate::kernel::bpf::tracefs::TracefsError;
+use crate::kernel::sandbox::{REUSE, bound, netns, netns_alone, skip};
 
 /// Longest that a test waits for an event before it calls it lost.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -28,6 +29,11 @@ impl Watcher {
     /// `None`, and a noted skip, where this machine has no BPF.
     fn load(test: &str, options: &BpfOptions) -> Option<Self> {
         let bpf = or_skip(test, Bpf::load(options))?;
+        match options.attach {
+            AttachBy::Auto => {}
+            AttachBy::Raw => assert_eq!(bpf.attached_by(), AttachedBy::Raw),
+            AttachBy::Classic => assert_eq!(bpf.attached_by(), AttachedBy::Classic),
+        }
         assert_eq!(bpf.losses(), [], "a kernel that hides something is a good find: look at it");
         Some(Self::of(bpf))
     }
@@ -38,8 +44,8 @@ impl Watcher {
         Self { bpf, epoll, seen: Vec::new() }
     }
 
-    fn watching(test: &str, watch: Watch) -> Option<Self> {
-        Self::load(test, &BpfOptions { ports: vec![watch], ..BpfOptions::default() })
+    fn watching(test: &str, attach: AttachBy, watch: Watch) -> Option<Self> {
+        Self::load(test, &BpfOptions { attach, ports: vec![watch], ..BpfOptions::default() })
     }
 
     /// Everything seen, once `enough` of it.
@@ -73,6 +79,40 @@ impl Watcher {
         let closing: HashMap<_, u64, u64> = HashMap::try_from(map).unwrap();
         closing.keys().count()
     }
+}
+
+/// Both kinds of tracepoint must tell the same story.
+const WAYS: [AttachBy; 2] = [AttachBy::Raw, AttachBy::Classic];
+
+/// Runs `body` for each kind in a network namespace of its own.
+fn each_way(test: &'static str, body: impl Fn(AttachBy) + Copy + Send + 'static) {
+    for attach in WAYS {
+        netns(test, move || {
+            eprintln!("{test}: {attach:?}");
+            body(attach);
+        });
+    }
+}
+
+/// As [`each_way`], for a `body` that starts processes.
+fn each_way_alone(test: &'static str, body: impl Fn(AttachBy) + Copy + Send + 'static) {
+    for attach in WAYS {
+        netns_alone(test, move |_| {
+            eprintln!("{test}: {attach:?}");
+            body(attach);
+        });
+    }
+}
+
+/// Runs `body` in yet another network namespace, whose loopback interface is
+/// down. Not by [`netns`]: the stage is taken already, and somebody who wants it
+/// alone may be waiting in between.
+fn elsewhere(body: impl FnOnce() + Send + 'static) {
+    let inside = move || {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        body();
+    };
+    std::thread::spawn(inside).join().unwrap();
 }
 
 fn here() -> NetnsInode {

@@ -13,7 +13,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, pipe, read, write};
 
 use super::*;
-use crate::kernel::sandbox::{eventually, netns, root_or_skip};
+use crate::kernel::sandbox::eventually;
 
 /// A child process that does as `body` says and never returns. It makes system
 /// calls and starts threads, nothing else: other threads of the tests hold locks.
@@ -52,9 +52,9 @@ pub(super) fn wait_for(leash: &OwnedFd) {
 #[test]
 fn an_owner_that_exits_is_reported_before_its_listener_closes() {
     const NAME: &str = "an_owner_that_exits_is_reported_before_its_listener_closes";
-    netns(NAME, || {
+    each_way_alone(NAME, |attach| {
         let port = free_port();
-        let Some(mut watcher) = Watcher::watching(NAME, listeners(port)) else { return };
+        let Some(mut watcher) = Watcher::watching(NAME, attach, listeners(port)) else { return };
         let fd = bound("127.0.0.1", Some(port), REUSE).0;
         let (ours, theirs) = leash();
         let child = forked(|| {
@@ -78,74 +78,76 @@ fn an_owner_that_exits_is_reported_before_its_listener_closes() {
 #[test]
 fn a_killed_owner_is_reported_with_its_signal() {
     const NAME: &str = "a_killed_owner_is_reported_with_its_signal";
-    if !root_or_skip(NAME) {
-        return;
-    }
-    let Some(mut watcher) = Watcher::load(NAME, &BpfOptions::default()) else { return };
-    let (ours, _theirs) = leash();
-    let waiting = || {
-        forked(|| {
-            wait_for(&ours);
-            0
-        })
-    };
-    let (killed, left_alone) = (waiting(), waiting());
-    watcher.bpf.own(tgid(killed)).unwrap();
-    watcher.bpf.own(tgid(left_alone)).unwrap();
-    watcher.bpf.disown(tgid(left_alone)).unwrap();
-    watcher.bpf.disown(tgid(left_alone)).unwrap();
-    for child in [left_alone, killed] {
-        kill(child, Signal::SIGKILL).unwrap();
-        waitpid(child, None).unwrap();
-    }
-    let seen = watcher.until("an exit", |seen| !seen.is_empty());
-    let exits = exits(seen);
-    assert_eq!(exits.len(), 1);
-    assert_eq!(exits[0].tgid, tgid(killed));
-    assert_eq!(exits[0].status, Some(ExitStatus::Signal { number: 9, core_dumped: false }));
+    each_way_alone(NAME, |attach| {
+        let Some(mut watcher) = Watcher::load(NAME, &BpfOptions { attach, ..BpfOptions::default() }) else {
+            return;
+        };
+        let (ours, _theirs) = leash();
+        let waiting = || {
+            forked(|| {
+                wait_for(&ours);
+                0
+            })
+        };
+        let (killed, left_alone) = (waiting(), waiting());
+        watcher.bpf.own(tgid(killed)).unwrap();
+        watcher.bpf.own(tgid(left_alone)).unwrap();
+        watcher.bpf.disown(tgid(left_alone)).unwrap();
+        watcher.bpf.disown(tgid(left_alone)).unwrap();
+        for child in [left_alone, killed] {
+            kill(child, Signal::SIGKILL).unwrap();
+            waitpid(child, None).unwrap();
+        }
+        let seen = watcher.until("an exit", |seen| !seen.is_empty());
+        let exits = exits(seen);
+        assert_eq!(exits.len(), 1);
+        assert_eq!(exits[0].tgid, tgid(killed));
+        assert_eq!(exits[0].status, Some(ExitStatus::Signal { number: 9, core_dumped: false }));
+    });
 }
 
 #[test]
 fn a_leader_that_exits_before_its_threads_is_not_the_end_of_the_group() {
     const NAME: &str = "a_leader_that_exits_before_its_threads_is_not_the_end_of_the_group";
-    if !root_or_skip(NAME) {
-        return;
-    }
-    let Some(mut watcher) = Watcher::load(NAME, &BpfOptions::default()) else { return };
-    let (leader_waits, leader_goes) = leash();
-    let (thread_waits, thread_goes) = leash();
-    let child = forked(move || {
-        let _outlives_the_leader = thread::spawn(move || {
-            wait_for(&thread_waits);
-            // SAFETY: ends the whole group without running what belongs to the parent.
-            unsafe { libc::_exit(5) }
+    each_way_alone(NAME, |attach| {
+        let Some(mut watcher) = Watcher::load(NAME, &BpfOptions { attach, ..BpfOptions::default() }) else {
+            return;
+        };
+        let (leader_waits, leader_goes) = leash();
+        let (thread_waits, thread_goes) = leash();
+        let child = forked(move || {
+            let _outlives_the_leader = thread::spawn(move || {
+                wait_for(&thread_waits);
+                // SAFETY: ends the whole group without running what belongs to the parent.
+                unsafe { libc::_exit(5) }
+            });
+            wait_for(&leader_waits);
+            // SAFETY: ends this thread alone; nothing of it is used afterwards.
+            unsafe { libc::syscall(libc::SYS_exit, 0) };
+            unreachable!("a thread that has exited")
         });
-        wait_for(&leader_waits);
-        // SAFETY: ends this thread alone; nothing of it is used afterwards.
-        unsafe { libc::syscall(libc::SYS_exit, 0) };
-        unreachable!("a thread that has exited")
+        watcher.bpf.own(tgid(child)).unwrap();
+        write(&leader_goes, b"x").unwrap();
+        let stat = format!("/proc/{child}/stat");
+        eventually("the leader is a zombie", || {
+            std::fs::read_to_string(&stat).unwrap().contains(") Z ").then_some(())
+        });
+        assert_eq!(watcher.bpf.drain(|event| panic!("{event:?}")), 0);
+        write(&thread_goes, b"x").unwrap();
+        let seen = watcher.until("an exit", |seen| !seen.is_empty());
+        assert_eq!(words(seen), [format!("exited {:?}", Some(ExitStatus::Code(5)))]);
+        assert_eq!(exits(seen)[0].tgid, tgid(child));
+        assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 5));
     });
-    watcher.bpf.own(tgid(child)).unwrap();
-    write(&leader_goes, b"x").unwrap();
-    let stat = format!("/proc/{child}/stat");
-    eventually("the leader is a zombie", || {
-        std::fs::read_to_string(&stat).unwrap().contains(") Z ").then_some(())
-    });
-    assert_eq!(watcher.bpf.drain(|event| panic!("{event:?}")), 0);
-    write(&thread_goes, b"x").unwrap();
-    let seen = watcher.until("an exit", |seen| !seen.is_empty());
-    assert_eq!(words(seen), [format!("exited {:?}", Some(ExitStatus::Code(5)))]);
-    assert_eq!(exits(seen)[0].tgid, tgid(child));
-    assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 5));
 }
 
-/// Runs this test binary's test `name` as a child with `variable` set, and
-/// waits until it says that it is ready.
-fn again(name: &str, variable: &str) -> Child {
+/// Runs this test binary's test `name` as a child with `variable` set to the
+/// way, and waits until it says that it is ready.
+fn again(name: &str, variable: &str, way: AttachBy) -> Child {
     let path = format!("{}::{name}", module_path!().split_once("::").unwrap().1);
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([path.as_str(), "--exact", "--nocapture", "--test-threads=1"])
-        .env(variable, "1")
+        .env(variable, format!("{way:?}"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -159,28 +161,32 @@ fn again(name: &str, variable: &str) -> Child {
 fn killing_the_guard_leaves_nothing_in_the_kernel() {
     const NAME: &str = "killing_the_guard_leaves_nothing_in_the_kernel";
     const VARIABLE: &str = "PORTGUARD_TEST_HOLDS_BPF";
-    if std::env::var_os(VARIABLE).is_some() {
-        let _held = Bpf::load(&BpfOptions::default()).unwrap();
+    if let Some(way) = std::env::var_os(VARIABLE) {
+        let attach = WAYS.into_iter().find(|it| way == *format!("{it:?}")).unwrap();
+        let _held = Bpf::load(&BpfOptions { attach, ..BpfOptions::default() }).unwrap();
         println!("ready");
         std::io::stdin().read_line(&mut String::new()).unwrap();
         return;
     }
-    if !root_or_skip(NAME) || Watcher::load(NAME, &BpfOptions::default()).is_none() {
-        return;
-    }
-    let mut child = again(NAME, VARIABLE);
-    let held = held_by(child.id());
-    assert_eq!((held.programs.len(), held.links.len()), (3, 3), "{held:?}");
-    let loaded = || -> Vec<u32> { aya::programs::loaded_programs().flatten().map(|it| it.id()).collect() };
-    let linked = || -> Vec<u32> { aya::programs::loaded_links().flatten().map(|it| it.id()).collect() };
-    assert!(held.programs.iter().all(|id| loaded().contains(id)));
-    assert!(held.links.iter().all(|id| linked().contains(id)));
-    child.kill().unwrap();
-    child.wait().unwrap();
-    eventually("programs and links are gone", || {
-        let (loaded, linked) = (loaded(), linked());
-        let gone = |ids: &[u32], present: &[u32]| ids.iter().all(|id| !present.contains(id));
-        (gone(&held.programs, &loaded) && gone(&held.links, &linked)).then_some(())
+    each_way_alone(NAME, |attach| {
+        if Watcher::load(NAME, &BpfOptions { attach, ..BpfOptions::default() }).is_none() {
+            return;
+        }
+        let mut child = again(NAME, VARIABLE, attach);
+        let held = held_by(child.id());
+        assert_eq!((held.programs.len(), held.links.len()), (3, 3), "{held:?}");
+        let loaded =
+            || -> Vec<u32> { aya::programs::loaded_programs().flatten().map(|it| it.id()).collect() };
+        let linked = || -> Vec<u32> { aya::programs::loaded_links().flatten().map(|it| it.id()).collect() };
+        assert!(held.programs.iter().all(|id| loaded().contains(id)));
+        assert!(held.links.iter().all(|id| linked().contains(id)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        eventually("programs and links are gone", || {
+            let (loaded, linked) = (loaded(), linked());
+            let gone = |ids: &[u32], present: &[u32]| ids.iter().all(|id| !present.contains(id));
+            (gone(&held.programs, &loaded) && gone(&held.links, &linked)).then_some(())
+        });
     });
 }
 

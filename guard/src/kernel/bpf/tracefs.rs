@@ -87,7 +87,7 @@ pub enum TracefsError {
 
 /// A mounted tracefs.
 #[derive(Clone, Debug)]
-pub struct Tracefs {
+pub(super) struct Tracefs {
     root: PathBuf,
 }
 
@@ -97,7 +97,7 @@ impl Tracefs {
     /// # Errors
     ///
     /// [`TracefsError::Denied`] when it is mounted and may not be read.
-    pub fn find() -> Result<Option<Self>, TracefsError> {
+    pub(super) fn find() -> Result<Option<Self>, TracefsError> {
         let mounted = |path: &&str| statfs(*path).is_ok_and(|fs| fs.filesystem_type() == TRACEFS_MAGIC);
         let Some(root) = [MOUNT_POINT, BELOW_DEBUGFS].into_iter().find(mounted) else {
             return Ok(None);
@@ -115,7 +115,7 @@ impl Tracefs {
     ///
     /// [`TracefsError`] when there is no tracefs and none can be mounted; then
     /// `work` did not run.
-    pub fn with<T: Send>(work: impl FnOnce(&Self) -> T + Send) -> Result<T, TracefsError> {
+    pub(super) fn with<T: Send>(work: impl FnOnce(&Self) -> T + Send) -> Result<T, TracefsError> {
         if let Some(mounted) = Self::find()? {
             return Ok(work(&mounted));
         }
@@ -155,7 +155,7 @@ impl Tracefs {
     /// # Errors
     ///
     /// [`TracefsError::NoEvent`] when this kernel has no such tracepoint.
-    pub fn format(&self, event: &Event) -> Result<Format, TracefsError> {
+    pub(super) fn format(&self, event: &Event) -> Result<Format, TracefsError> {
         let path = self.root.join("events").join(event.category).join(event.name).join("format");
         match fs::read_to_string(&path) {
             Ok(text) => Ok(Format::parse(&text)),
@@ -176,7 +176,7 @@ fn read_error(path: PathBuf, source: io::Error) -> TracefsError {
 
 /// Place of one field, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub(super) struct Place {
     /// Offset from the beginning of the record.
     pub offset: usize,
     /// Size.
@@ -191,18 +191,18 @@ impl std::fmt::Display for Place {
 
 /// Layout of a tracepoint's record, from its `format` file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Format {
+pub(super) struct Format {
     fields: Vec<(String, Place)>,
 }
 
 impl Format {
     /// Reads the `field:` lines; every other line is for people.
-    pub fn parse(text: &str) -> Self {
+    pub(super) fn parse(text: &str) -> Self {
         Self { fields: text.lines().filter_map(parse_field).collect() }
     }
 
     /// Where `field` is, or `None` when the record has none of that name.
-    pub fn field(&self, field: &str) -> Option<Place> {
+    pub(super) fn field(&self, field: &str) -> Option<Place> {
         self.fields.iter().find(|(name, _)| name == field).map(|&(_, place)| place)
     }
 
@@ -211,7 +211,7 @@ impl Format {
     /// # Errors
     ///
     /// [`TracefsError::Mismatch`] for the first field that differs.
-    pub fn check(&self, event: &Event) -> Result<(), TracefsError> {
+    pub(super) fn check(&self, event: &Event) -> Result<(), TracefsError> {
         for field in event.fields {
             self.expect(event, field.name, field.offset, &[field.size])?;
         }
@@ -223,7 +223,7 @@ impl Format {
     /// # Errors
     ///
     /// [`TracefsError::Mismatch`]
-    pub fn expect(
+    pub(super) fn expect(
         &self,
         event: &Event,
         field: &'static str,
