@@ -2,6 +2,7 @@
 //! for the next event or deadline. The only reader of the clock.
 
 pub mod asker;
+pub mod netns;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};

@@ -26,6 +26,7 @@ pub struct Caller {
     uid: Option<u32>,
     dropped: Option<i32>,
     init_emptied: bool,
+    elsewhere: bool,
     copies: Arc<Mutex<Vec<tempfile::TempDir>>>,
 }
 
@@ -48,9 +49,14 @@ impl Caller {
         Self { init_emptied: true, ..Self::default() }
     }
 
+    /// Root in a network namespace of its own, where nothing is and even `lo` is down.
+    pub fn elsewhere() -> Self {
+        Self { elsewhere: true, ..Self::default() }
+    }
+
     /// Makes `command` run with these rights.
     pub fn apply(&self, command: &mut Command) {
-        let (uid, dropped, init_emptied) = (self.uid, self.dropped, self.init_emptied);
+        let Self { uid, dropped, init_emptied, elsewhere, .. } = *self;
         if uid.is_some() {
             // The working directory may be closed to that user.
             command.current_dir("/");
@@ -58,6 +64,9 @@ impl Caller {
         // SAFETY: only system calls run between fork and exec; all of them are async-signal-safe.
         unsafe {
             command.pre_exec(move || {
+                if elsewhere {
+                    unshare(CloneFlags::CLONE_NEWNET)?;
+                }
                 if init_emptied {
                     unshare(CloneFlags::CLONE_NEWNS)?;
                     mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)?;

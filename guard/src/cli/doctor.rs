@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::exit::Exit;
-use super::options::OutputOptions;
+use super::options::{NetnsOptions, OutputOptions};
 use crate::kernel::bpf::{Bpf, BpfOptions};
 use crate::kernel::features::{self, Answer, Feature};
 use crate::runtime::Tier;
@@ -14,6 +14,8 @@ use crate::runtime::Tier;
 /// Rehearses every feature for real and says which tier this machine gives.
 #[derive(Debug, Args)]
 pub(super) struct Doctor {
+    #[command(flatten)]
+    pub(super) netns: NetnsOptions,
     #[command(flatten)]
     output: OutputOptions,
 }

@@ -7,6 +7,7 @@ use guard_core::model::Verdict;
 
 use crate::report::overall;
 use crate::runtime::RuntimeError;
+use crate::runtime::netns::NetnsError;
 
 /// How a command ended, for the process that waits for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +81,13 @@ impl From<Exit> for ExitCode {
 pub(super) fn of_error(error: &anyhow::Error) -> Exit {
     if error.is::<UsageError>() {
         return Exit::Usage;
+    }
+    if let Some(error) = error.downcast_ref::<NetnsError>() {
+        return match error {
+            NetnsError::Missing { .. } | NetnsError::NotANetns { .. } => Exit::Usage,
+            NetnsError::Denied { .. } => Exit::NotPermitted,
+            NetnsError::Failed { .. } => Exit::Unknown,
+        };
     }
     match error.downcast_ref::<RuntimeError>() {
         Some(RuntimeError::Tier(error)) if error.is_denied() => Exit::NotPermitted,

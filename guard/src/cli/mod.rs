@@ -49,18 +49,26 @@ enum Command {
     DemoGateway(demo::Gateway),
 }
 
+impl Command {
+    /// The network namespace that it works in.
+    const fn netns(&self) -> Option<&options::NetnsOptions> {
+        match self {
+            Self::Status(status) => Some(&status.service.netns),
+            Self::Gate(gate) => Some(&gate.service.netns),
+            Self::Free(free) => Some(&free.service.netns),
+            Self::Restart(restart) => Some(&restart.service.netns),
+            Self::Doctor(doctor) => Some(&doctor.netns),
+            Self::Demo(_) | Self::DemoGateway(_) => None,
+        }
+    }
+}
+
 /// Parses the arguments, runs the command and returns its exit code.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_logging(arguments.verbose);
     let verbose = arguments.verbose > 0;
-    let ended = match arguments.command {
-        // It forks, so it must stay single-threaded.
-        Command::DemoGateway(gateway) => gateway.run(),
-        Command::Doctor(doctor) => Ok(doctor.run()),
-        command => in_runtime(command, verbose),
-    };
-    match ended {
+    match run(arguments.command, verbose) {
         Ok(exit) => exit.into(),
         Err(error) => {
             complain(&format!("{error:#}"));
@@ -72,6 +80,17 @@ pub fn main() -> ExitCode {
 /// One line on standard error; nobody may be listening there either.
 fn complain(what: &str) {
     drop(writeln!(std::io::stderr(), "portguard: {what}"));
+}
+
+fn run(command: Command, verbose: bool) -> anyhow::Result<Exit> {
+    // Before anything that starts a thread: threads inherit the namespace.
+    command.netns().map_or(Ok(()), options::NetnsOptions::enter)?;
+    match command {
+        // It forks, so it must stay single-threaded.
+        Command::DemoGateway(gateway) => gateway.run(),
+        Command::Doctor(doctor) => Ok(doctor.run()),
+        command => in_runtime(command, verbose),
+    }
 }
 
 fn in_runtime(command: Command, verbose: bool) -> anyhow::Result<Exit> {

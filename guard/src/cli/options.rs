@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -12,11 +12,52 @@ use guard_core::gate::{Budgets, Goal, Plan};
 use guard_core::model::{BindSpec, Port, Uid};
 use guard_core::policy::{Pattern, Rules};
 
-use crate::runtime::{Session, Tier, TierChoice, asker};
+use super::exit::UsageError;
+use crate::runtime::{Session, Tier, TierChoice, asker, netns};
+
+/// Which network namespace is guarded.
+#[derive(Clone, Debug, Args)]
+pub(super) struct NetnsOptions {
+    /// Guard the port in this network namespace: a path such as /run/netns/NAME, or pid:N for that
+    /// of a process. Owners are found whatever namespace they live in. A command that is started
+    /// starts inside, as with `ip netns exec`: only there does its bind find the port that was
+    /// proven free. No other kind of namespace is entered
+    #[arg(long = "netns", value_name = "PATH|pid:N")]
+    place: Option<Place>,
+}
+
+impl NetnsOptions {
+    /// Moves this thread, and all that it starts from now on, inside.
+    pub(super) fn enter(&self) -> Result<(), netns::NetnsError> {
+        match &self.place {
+            Some(Place(path)) => netns::enter(path).map(drop),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The file of a network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place(PathBuf);
+
+impl FromStr for Place {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("pid:").map(str::parse::<u32>) {
+            Some(Ok(pid @ 1..)) => Ok(Self(Path::new("/proc").join(pid.to_string()).join("ns/net"))),
+            Some(_) => Err("pid: takes the number of a process"),
+            None if text.is_empty() => Err("give a path such as /run/netns/NAME, or pid:N"),
+            None => Ok(Self(PathBuf::from(text))),
+        }
+    }
+}
 
 /// The endpoints of the service.
 #[derive(Clone, Debug, Args)]
 pub(super) struct ServiceOptions {
+    #[command(flatten)]
+    pub(super) netns: NetnsOptions,
     /// TCP port of the service
     #[arg(long, short)]
     port: NonZeroU16,
@@ -42,7 +83,7 @@ impl ServiceOptions {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED)
         };
         let addresses = if self.address.is_empty() {
-            vec![Address { ip: everywhere, scope: 0 }]
+            vec![Address { ip: everywhere, scope: Scope::None }]
         } else {
             self.address.clone()
         };
@@ -50,7 +91,7 @@ impl ServiceOptions {
         for address in addresses {
             let spec = BindSpec {
                 address: address.ip,
-                scope: address.scope,
+                scope: address.scope.index()?,
                 port,
                 v6only: self.v6only && address.ip.is_ipv6(),
                 reuse_address: !self.strict_bind,
@@ -70,10 +111,30 @@ impl ServiceOptions {
 }
 
 /// An IP address, with a scope when it is link-local.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Address {
     ip: IpAddr,
-    scope: u32,
+    scope: Scope,
+}
+
+/// Which interface a link-local address is meant on. An interface's name means
+/// something only inside the network namespace that is guarded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Scope {
+    None,
+    Index(u32),
+    Interface(String),
+}
+
+impl Scope {
+    fn index(&self) -> Result<u32, UsageError> {
+        match self {
+            Self::None => Ok(0),
+            Self::Index(index) => Ok(*index),
+            Self::Interface(name) => asker::interface_index(name)
+                .map_err(|error| UsageError(format!("no network interface {name}: {error}"))),
+        }
+    }
 }
 
 impl FromStr for Address {
@@ -89,12 +150,8 @@ impl FromStr for Address {
             |_| "not an IP address (names are not resolved; for localhost give 127.0.0.1 and ::1)",
         )?;
         let scope = match scope {
-            None => 0,
-            Some(scope) => match scope.parse() {
-                Ok(index) => index,
-                Err(_) => asker::interface_index(scope)
-                    .map_err(|error| format!("no network interface {scope}: {error}"))?,
-            },
+            None => Scope::None,
+            Some(scope) => scope.parse().map_or_else(|_| Scope::Interface(scope.to_owned()), Scope::Index),
         };
         Ok(Self { ip, scope })
     }
@@ -344,12 +401,23 @@ mod tests {
     #[test]
     fn addresses_come_with_brackets_and_scopes() {
         let plain: Address = "127.0.0.1".parse().expect("an address");
-        assert_eq!((plain.ip.to_string().as_str(), plain.scope), ("127.0.0.1", 0));
+        assert_eq!((plain.ip.to_string().as_str(), plain.scope), ("127.0.0.1", Scope::None));
         let bracketed: Address = "[::1]".parse().expect("an address");
         assert!(bracketed.ip.is_loopback());
         let scoped: Address = "fe80::1%1".parse().expect("an address");
-        assert_eq!(scoped.scope, 1);
+        assert_eq!(scoped.scope, Scope::Index(1));
+        let named: Address = "fe80::1%no-such-if".parse().expect("an address");
+        assert!(named.scope.index().expect_err("no such interface").to_string().contains("no-such-if"));
         assert!("localhost".parse::<Address>().expect_err("a name").contains("127.0.0.1 and ::1"));
+    }
+
+    #[test]
+    fn a_network_namespace_is_named_by_path_or_process() {
+        assert_eq!("/run/netns/blue".parse(), Ok(Place(PathBuf::from("/run/netns/blue"))));
+        assert_eq!("pid:7".parse(), Ok(Place(PathBuf::from("/proc/7/ns/net"))));
+        for wrong in ["", "pid:", "pid:0", "pid:me", "pid:-1"] {
+            assert!(wrong.parse::<Place>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

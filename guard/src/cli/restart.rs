@@ -23,7 +23,7 @@ use crate::runtime::{Command, CommandError, Followed, Session, now, replace};
 #[derive(Debug, Args)]
 pub(super) struct Restart {
     #[command(flatten)]
-    service: ServiceOptions,
+    pub(super) service: ServiceOptions,
     #[command(flatten)]
     output: OutputOptions,
     #[command(flatten)]

@@ -13,7 +13,7 @@ use crate::report::Context;
 #[derive(Debug, Args)]
 pub(super) struct Status {
     #[command(flatten)]
-    service: ServiceOptions,
+    pub(super) service: ServiceOptions,
     #[command(flatten)]
     output: OutputOptions,
     #[command(flatten)]

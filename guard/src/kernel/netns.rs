@@ -3,13 +3,14 @@
 //! A network namespace belongs to a thread, not to the process, so everything
 //! in here reads `/proc/thread-self` and never `/proc/self`.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use guard_core::model::NetnsInode;
 use nix::errno::Errno;
+use nix::libc::{O_NOCTTY, O_NONBLOCK};
 use nix::sched::{CloneFlags, setns};
 
 const THREAD_NETNS: &str = "/proc/thread-self/ns/net";
@@ -68,11 +69,18 @@ pub fn current() -> Result<NetnsInode, NetnsError> {
 /// Threads that it starts afterwards inherit it; threads that already run do
 /// not follow. Netlink sockets stay in the namespace they were opened in.
 ///
+/// The open file keeps the namespace alive, so what is judged is what is
+/// entered, whatever the path leads to afterwards. Entering the namespace that
+/// the thread is in already needs no privilege.
+///
 /// # Errors
 ///
 /// See [`NetnsError`]; on an error the thread is where it was.
 pub fn enter(path: &Path) -> Result<NetnsInode, NetnsError> {
-    let file = File::open(path).map_err(|source| sort_out("opening", path, source))?;
+    let file = open(path).map_err(|source| sort_out("opening", path, source))?;
+    if is_current(&file) {
+        return current();
+    }
     match setns(&file, CloneFlags::CLONE_NEWNET) {
         Ok(()) => current(),
         // EINVAL: not a namespace file, or one of another type.
@@ -81,11 +89,25 @@ pub fn enter(path: &Path) -> Result<NetnsInode, NetnsError> {
     }
 }
 
+/// The path is whatever the user gave: a FIFO must not block, nor a terminal
+/// become ours.
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(O_NONBLOCK | O_NOCTTY).open(path)
+}
+
+fn is_current(file: &File) -> bool {
+    let here = fs::metadata(THREAD_NETNS);
+    matches!((file.metadata(), here), (Ok(a), Ok(b)) if a.dev() == b.dev() && a.ino() == b.ino())
+}
+
 fn sort_out(operation: &'static str, path: &Path, source: io::Error) -> NetnsError {
     let path = path.to_owned();
-    match source.kind() {
-        io::ErrorKind::NotFound => NetnsError::Missing { path },
-        io::ErrorKind::PermissionDenied => NetnsError::Denied { path, source },
+    match (source.kind(), source.raw_os_error().map(Errno::from_raw)) {
+        // ENOTDIR, ESRCH: a process without that entry, or one that is ending.
+        (io::ErrorKind::NotFound | io::ErrorKind::NotADirectory, _) | (_, Some(Errno::ESRCH)) => {
+            NetnsError::Missing { path }
+        }
+        (io::ErrorKind::PermissionDenied, _) => NetnsError::Denied { path, source },
         _ => NetnsError::Failed { operation, path, source },
     }
 }
@@ -122,6 +144,20 @@ mod tests {
             assert!(matches!(enter(Path::new("/proc/self/status")), Err(NetnsError::NotANetns { .. })));
             assert!(matches!(enter(Path::new("/proc/self/ns/uts")), Err(NetnsError::NotANetns { .. })));
             assert!(matches!(enter(Path::new("/proc/self/ns/none")), Err(NetnsError::Missing { .. })));
+            assert!(matches!(enter(Path::new("/proc/self/status/net")), Err(NetnsError::Missing { .. })));
         });
+    }
+
+    #[test]
+    fn a_fifo_is_refused_and_does_not_block() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        assert!(matches!(enter(&fifo), Err(NetnsError::NotANetns { .. })));
+    }
+
+    #[test]
+    fn the_namespace_that_one_is_in_can_be_entered_by_anybody() {
+        assert_eq!(enter(Path::new(THREAD_NETNS)).unwrap(), current().unwrap());
     }
 }

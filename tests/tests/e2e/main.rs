@@ -7,6 +7,7 @@ mod ending;
 mod exit_codes;
 mod heavy;
 mod leftovers;
+mod namespaces;
 mod newcomers;
 mod node;
 mod refusals;

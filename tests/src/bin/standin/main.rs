@@ -55,6 +55,10 @@ fn play(options: &Options) -> Result<ExitCode> {
             sockets::leave_time_wait(listener).context("leave a TIME_WAIT socket behind")?;
         }
     }
+    if options.move_away {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+            .context("move to a network namespace of its own")?;
+    }
     let described: Vec<_> = listeners.iter().map(Bound::describe).collect::<Result<_>>()?;
     if options.inflight {
         for listener in listeners.drain(..) {

@@ -82,6 +82,9 @@ pub(crate) struct Options {
     /// Leave the listeners in flight over a Unix socket: no process has a descriptor for them.
     #[arg(long)]
     pub(crate) inflight: bool,
+    /// Move to a network namespace of its own once the listeners are bound.
+    #[arg(long)]
+    pub(crate) move_away: bool,
     /// Start the same command line again, without this flag, whenever it ends.
     #[arg(long)]
     pub(crate) supervise: bool,
