@@ -23,7 +23,7 @@ use crate::act;
 pub use crate::act::{Command, CommandError, probe, replace};
 use crate::kernel::pidfd::PidFdError;
 use crate::kernel::procfs;
-use crate::observe::{ExitWatch, LookError, Looker, Observer, read_table};
+use crate::observe::{ExitWatch, LookError, Looker, Observer, Wanted, read_table};
 pub use crate::observe::{Tier, TierChoice, TierError};
 
 /// Why a run could not be started or carried on.
@@ -246,7 +246,7 @@ impl Session {
     pub async fn follow(&mut self, command: &mut Command) -> Result<Followed, RuntimeError> {
         let Some(pid) = command.pid() else { return Ok(Followed::Nothing) };
         loop {
-            self.looker.request(Vec::new())?;
+            self.looker.request(Wanted::default())?;
             let next_look = now() + self.observer.recheck().min(FOLLOW_RECHECK);
             self.alarm.set(next_look).map_err(in_loop("set a timer"))?;
             let snapshot = tokio::select! {
@@ -299,7 +299,7 @@ impl Session {
                     Err(error) => Fact::SnapshotFailed(error.to_string()),
                 })
             }
-            Action::TakeSnapshot { also } => match self.looker.request(also) {
+            Action::TakeSnapshot { also, learn } => match self.looker.request(Wanted { also, learn }) {
                 Ok(()) => None,
                 Err(error) => Some(Fact::SnapshotFailed(error.to_string())),
             },

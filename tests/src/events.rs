@@ -1,5 +1,6 @@
 //! The one place that knows the names of fields in portguard's JSON lines.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::Value;
@@ -28,6 +29,30 @@ pub struct Holder<'a>(pub &'a Value);
 /// A process in a holder's `owners`.
 #[derive(Clone, Copy, Debug)]
 pub struct Owner<'a>(pub &'a Value);
+
+/// What a `snapshot` says of one kind of bind.
+#[derive(Clone, Debug)]
+pub struct Bind {
+    /// `expected`: `success`, `unclear` or `failure`.
+    pub expected: String,
+    /// `blockers`: how many sockets are in its way, by state.
+    pub blockers: BTreeMap<String, u64>,
+    /// `clears_in_ms`
+    pub clears_in_ms: Option<u64>,
+}
+
+impl Bind {
+    fn of(value: &Value) -> Self {
+        let blockers = value["blockers"].as_object().into_iter().flatten();
+        Self {
+            expected: text(value, "expected").to_owned(),
+            blockers: blockers
+                .map(|(state, count)| (state.clone(), count.as_u64().unwrap_or_default()))
+                .collect(),
+            clears_in_ms: value["clears_in_ms"].as_u64(),
+        }
+    }
+}
 
 impl Event {
     /// `line` as an event: a JSON object with a `type`. Stand-ins' lines have none.
@@ -112,6 +137,13 @@ impl Event {
         self.0["exit_code"].as_i64().unwrap_or_else(|| panic!("no exit_code in {self}"))
     }
 
+    /// `endpoints[0].binds` of a `snapshot`: with `SO_REUSEADDR`, and without.
+    pub fn binds(&self) -> [Bind; 2] {
+        let binds = self.0["endpoints"][0]["binds"].as_array().into_iter().flatten();
+        let binds: Vec<Bind> = binds.map(Bind::of).collect();
+        binds.try_into().unwrap_or_else(|_| panic!("no two kinds of bind in {self}"))
+    }
+
     /// Some holder of a `snapshot` has this owner.
     pub fn shows(&self, process: Proc) -> bool {
         self.holders().iter().flat_map(Holder::owners).any(|owner| owner.process() == process)
@@ -142,6 +174,16 @@ impl<'a> Holder<'a> {
     /// `kernel_held`: no process has a descriptor for it.
     pub fn kernel_held(&self) -> bool {
         self.0["kernel_held"].as_bool().unwrap_or_else(|| panic!("no kernel_held in {}", self.0))
+    }
+
+    /// `reuse_address`: `SO_REUSEADDR`, when it is known.
+    pub fn reuse_address(&self) -> Option<bool> {
+        self.0["reuse_address"].as_bool()
+    }
+
+    /// `reuse_port`: `SO_REUSEPORT`, when it is known.
+    pub fn reuse_port(&self) -> Option<bool> {
+        self.0["reuse_port"].as_bool()
     }
 
     /// `time_wait_remaining_ms`

@@ -10,4 +10,5 @@ pub mod follow;
 pub mod gate;
 pub mod model;
 pub mod policy;
+pub mod prospect;
 pub mod timeline;

@@ -10,6 +10,7 @@ pub mod bpf;
 pub mod btf;
 pub mod exit_set;
 pub mod features;
+pub mod listener;
 pub mod names;
 pub mod netns;
 pub mod pidfd;

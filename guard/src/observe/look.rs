@@ -15,6 +15,7 @@ use guard_core::model::{
 use tokio::sync::mpsc;
 use tracing::debug;
 
+use super::learned::Learned;
 use crate::kernel::procfs::{self, ProcError};
 use crate::kernel::sock_diag::{SockDiag, SockDiagError};
 
@@ -59,17 +60,28 @@ pub fn read_table(ports: &[Port]) -> Result<Vec<Socket>, LookError> {
 }
 
 /// A full snapshot: the table, every owner, and the evidence on the owners and
-/// on `also`.
-pub fn snapshot(ports: &[Port], also: &[ProcessId], now: fn() -> Instant) -> Result<Snapshot, LookError> {
+/// on those who are also wanted.
+fn snapshot(
+    ports: &[Port],
+    wanted: &Wanted,
+    learned: &mut Learned,
+    now: fn() -> Instant,
+) -> Result<Snapshot, LookError> {
     let begun = now();
-    let table = read_table(ports)?;
+    let mut table = read_table(ports)?;
     let inodes: BTreeSet<SocketInode> = table.iter().filter_map(|socket| socket.inode).collect();
     let scan = procfs::owners(&inodes);
+    if wanted.learn {
+        learned.learn(&table, &scan);
+    }
+    for socket in &mut table {
+        learned.fill(socket);
+    }
 
     let mut processes: BTreeMap<Tgid, Process> = BTreeMap::new();
     let mut unreadable = None;
     let owners = scan.owners.values().flatten().copied();
-    for tgid in owners.chain(also.iter().map(|process| process.tgid)).collect::<BTreeSet<_>>() {
+    for tgid in owners.chain(wanted.also.iter().map(|process| process.tgid)).collect::<BTreeSet<_>>() {
         match procfs::process(tgid) {
             Ok(Some(process)) => {
                 processes.insert(tgid, process);
@@ -130,10 +142,20 @@ fn owners_of(
     }
 }
 
+/// What a snapshot shall show.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Processes to read although they may own nothing any more.
+    pub also: Vec<ProcessId>,
+    /// Ask sockets for the flags that no table shows. It holds them open for a
+    /// moment.
+    pub learn: bool,
+}
+
 /// The thread that takes snapshots on request.
 #[derive(Debug)]
 pub struct Looker {
-    requests: std_mpsc::Sender<(u64, Vec<ProcessId>)>,
+    requests: std_mpsc::Sender<(u64, Wanted)>,
     answers: mpsc::UnboundedReceiver<(u64, Fact)>,
     /// The number of the last request. A run may end before its answer comes;
     /// the next run must not take that for its own.
@@ -144,13 +166,14 @@ impl Looker {
     /// Starts the thread. It lives in the network namespace of the caller and
     /// ends with this value.
     pub fn start(ports: Vec<Port>, now: fn() -> Instant) -> Result<Self, LookError> {
-        let (requests, inbox) = std_mpsc::channel::<(u64, Vec<ProcessId>)>();
+        let (requests, inbox) = std_mpsc::channel::<(u64, Wanted)>();
         let (outbox, answers) = mpsc::unbounded_channel();
         thread::Builder::new()
             .name("look".to_owned())
             .spawn(move || {
-                while let Ok((number, also)) = inbox.recv() {
-                    let fact = match snapshot(&ports, &also, now) {
+                let mut learned = Learned::default();
+                while let Ok((number, wanted)) = inbox.recv() {
+                    let fact = match snapshot(&ports, &wanted, &mut learned, now) {
                         Ok(snapshot) => Fact::SnapshotTaken(snapshot),
                         Err(error) => Fact::SnapshotFailed(error.to_string()),
                     };
@@ -165,10 +188,10 @@ impl Looker {
     }
 
     /// Asks for a snapshot; [`Looker::next`] answers the last request.
-    pub fn request(&mut self, also: Vec<ProcessId>) -> Result<(), LookError> {
+    pub fn request(&mut self, wanted: Wanted) -> Result<(), LookError> {
         self.asked += 1;
         let ended = |_| LookError::Thread(std::io::Error::other("the thread has ended"));
-        self.requests.send((self.asked, also)).map_err(ended)
+        self.requests.send((self.asked, wanted)).map_err(ended)
     }
 
     /// The answer to the last request. Cancel safe. Does not resolve when

@@ -2,11 +2,12 @@
 
 mod ebpf;
 mod exits;
+mod learned;
 mod look;
 mod netlink;
 mod tier;
 
 pub use exits::ExitWatch;
-pub use look::{LookError, Looker, read_table, snapshot};
+pub use look::{LookError, Looker, Wanted, read_table};
 pub use netlink::NetlinkError;
 pub use tier::{Observer, Tier, TierChoice, TierError};

@@ -6,6 +6,7 @@ use std::io::Write;
 use guard_core::gate::{Decision, Gate, Goal, Hint, JudgedHolder, Outcome, SignalFailure};
 use guard_core::model::{Instant, ProcessId, Signal, Verdict};
 use guard_core::policy::{Judgement, Reason};
+use guard_core::prospect::Expected;
 use guard_core::timeline::Entry;
 
 use super::words::{self, Context, span};
@@ -55,7 +56,8 @@ impl<W: Write> Human<W> {
     /// not be ended.
     pub fn looked(&mut self, gate: &Gate, tier: Tier, shortfall: Option<&str>) {
         let verdicts = gate.verdicts();
-        for (spec, verdict) in gate.plan().endpoints.iter().zip(&verdicts) {
+        let prospects = gate.prospects();
+        for (index, (spec, verdict)) in gate.plan().endpoints.iter().zip(&verdicts).enumerate() {
             let endpoint = words::endpoint(spec);
             match verdict {
                 Verdict::Free => self.line(&format!("{endpoint} is free: a bind probe succeeded")),
@@ -65,6 +67,13 @@ impl<W: Write> Human<W> {
                 Verdict::Busy { .. } => self.line(&format!("{endpoint} is busy")),
                 Verdict::Unknown { reason, .. } => {
                     self.line(&format!("{endpoint} is unknown: {}", words::unknown(reason)));
+                }
+            }
+            if let Some(prospects) = prospects.get(index)
+                && prospects.iter().any(|prospect| prospect.expected != Expected::Success)
+            {
+                for prospect in prospects {
+                    self.line(&format!("  {}", words::prospect(prospect)));
                 }
             }
         }

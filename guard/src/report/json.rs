@@ -1,5 +1,6 @@
 //! The event stream: one JSON object a line.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use bytes::{BufMut, BytesMut};
 use guard_core::gate::{Decision, Gate, Hint, JudgedHolder, JudgedOwner, Outcome};
 use guard_core::model::{ExitStatus, Instant, Owners, ProcessId, Seen, TcpState, Verdict};
 use guard_core::policy::{Class, Judgement, Reason};
+use guard_core::prospect::{Expected, Prospect};
 use guard_core::timeline::Entry;
 use serde::Serialize;
 
@@ -119,6 +121,16 @@ struct EndpointVerdict {
     endpoint: Endpoint,
     verdict: &'static str,
     reason: Option<String>,
+    binds: Vec<BindBody>,
+}
+
+/// What a bind of one kind would meet.
+#[derive(Serialize)]
+struct BindBody {
+    reuse_address: bool,
+    expected: &'static str,
+    blockers: BTreeMap<&'static str, usize>,
+    clears_in_ms: Option<u64>,
 }
 
 /// What `free` would do about the holders.
@@ -136,6 +148,8 @@ struct HolderBody {
     port: u16,
     remote: Option<SocketAddr>,
     v6only: Option<bool>,
+    reuse_address: Option<bool>,
+    reuse_port: Option<bool>,
     uid: u32,
     inode: Option<u64>,
     cookie: Option<u64>,
@@ -372,6 +386,23 @@ fn micros(span: Duration) -> f64 {
     (span.as_secs_f64() * 1e9).round() / 1e3
 }
 
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn bind(prospect: &Prospect) -> BindBody {
+    BindBody {
+        reuse_address: prospect.spec.reuse_address,
+        expected: match prospect.expected {
+            Expected::Success => "success",
+            Expected::Unclear => "unclear",
+            Expected::Failure => "failure",
+        },
+        blockers: prospect.blockers.iter().map(|(state, &count)| (state.name(), count)).collect(),
+        clears_in_ms: prospect.clears.map(millis),
+    }
+}
+
 fn endpoint(spec: &guard_core::model::BindSpec) -> Endpoint {
     Endpoint {
         address: spec.address,
@@ -390,12 +421,15 @@ fn snapshot(gate: &Gate, holders: &[JudgedHolder], tier: Tier, took: Option<Dura
         Verdict::Busy { holders } if holders.is_empty() => (Some(super::human::NOBODY.to_owned()), None),
         Verdict::Busy { .. } | Verdict::Free => (None, None),
     };
+    let prospects = gate.prospects();
     let endpoints = gate
         .plan()
         .endpoints
         .iter()
         .zip(&verdicts)
-        .map(|(spec, verdict)| EndpointVerdict {
+        .enumerate()
+        .map(|(index, (spec, verdict))| EndpointVerdict {
+            binds: prospects.get(index).into_iter().flatten().map(bind).collect(),
             endpoint: endpoint(spec),
             verdict: words::verdict_word(verdict),
             reason: match verdict {
@@ -462,6 +496,8 @@ fn holder(judged: &JudgedHolder) -> HolderBody {
         port: socket.port.get(),
         remote: socket.remote.map(|(address, port)| SocketAddr::new(address, port)),
         v6only: socket.v6only,
+        reuse_address: socket.reuse_address,
+        reuse_port: socket.reuse_port,
         uid: socket.uid.0,
         inode: socket.inode.map(|inode| inode.0),
         cookie: socket.cookie.map(|cookie| cookie.0),
@@ -470,7 +506,7 @@ fn holder(judged: &JudgedHolder) -> HolderBody {
         time_wait_remaining_ms: socket
             .expires
             .filter(|_| matches!(socket.state, TcpState::TimeWait | TcpState::FinWait2))
-            .map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+            .map(millis),
         accept_queue: socket.accept_queue,
         backlog: socket.backlog,
         owners: OwnersBody { visibility, why, processes: judged.owners.iter().map(owner).collect() },

@@ -7,6 +7,7 @@ use guard_core::model::{
     BindOutcome, BindSpec, ExitStatus, Owners, Process, ProcessId, ProcessState, Seen, Signal, Socket,
     TcpState, UnknownReason, Unseen, Verdict,
 };
+use guard_core::prospect::{Expected, Prospect};
 
 /// What the reports of one command have in common.
 #[derive(Clone, Debug)]
@@ -152,25 +153,62 @@ pub(super) fn process(id: ProcessId, process: Option<&Process>) -> String {
     format!("pid {id} ({comm}, uid {}{state}){separator}{}", process.uid, printable(&shown))
 }
 
-/// `LISTEN 127.0.0.1:18789, 3 of 511 waiting to be accepted`
+/// `LISTEN 127.0.0.1:18789, SO_REUSEADDR, backlog 511, 3 waiting to be accepted`
 pub(super) fn socket(socket: &Socket) -> String {
     let mut text =
         format!("{} {}", socket.state.name(), std::net::SocketAddr::new(socket.address, socket.port.get()));
     if let Some((address, port)) = socket.remote {
         text.push_str(&format!(" to {}", std::net::SocketAddr::new(address, port)));
     }
-    if socket.state == TcpState::Listen {
-        if let (Some(queue), Some(backlog)) = (socket.accept_queue, socket.backlog) {
-            text.push_str(&format!(", {queue} of {backlog} waiting to be accepted"));
+    if matches!(socket.state, TcpState::Listen | TcpState::BoundInactive) {
+        for (flag, name) in [
+            (socket.reuse_address, "SO_REUSEADDR"),
+            (socket.reuse_port.filter(|set| *set), "SO_REUSEPORT"),
+            (socket.v6only.filter(|set| *set), "IPV6_V6ONLY"),
+        ] {
+            match flag {
+                Some(true) => text.push_str(&format!(", {name}")),
+                Some(false) => text.push_str(&format!(", no {name}")),
+                None => {}
+            }
         }
-        if socket.v6only == Some(true) {
-            text.push_str(", v6only");
-        }
+    }
+    if let (Some(queue), Some(backlog)) = (socket.accept_queue, socket.backlog) {
+        text.push_str(&format!(", backlog {backlog}, {queue} waiting to be accepted"));
     }
     if let Some(left) = socket.expires {
         text.push_str(&format!(", expires in {}", span(left)));
     }
     text
+}
+
+/// `a bind without SO_REUSEADDR would fail: 3 TIME_WAIT, the last expires in 41 s`
+pub(super) fn prospect(prospect: &Prospect) -> String {
+    let kind = if prospect.spec.reuse_address { "with" } else { "without" };
+    let blockers: Vec<String> =
+        prospect.blockers.iter().map(|(state, count)| format!("{count} {}", state.name())).collect();
+    let count: usize = prospect.blockers.values().sum();
+    let until = match prospect.clears {
+        Some(left) if count == 1 => format!(", which expires in {}", whole_seconds(left)),
+        Some(left) => format!(", the last expires in {}", whole_seconds(left)),
+        None => String::new(),
+    };
+    let blockers = blockers.join(" and ");
+    let answer = match prospect.expected {
+        Expected::Success => "would succeed".to_owned(),
+        Expected::Failure if count == 0 => "would fail, and nobody is seen in its way".to_owned(),
+        Expected::Failure => format!("would fail: {blockers}{until}"),
+        Expected::Unclear => {
+            format!("would fail if bound without it: {blockers}{until}")
+        }
+    };
+    format!("a bind {kind} SO_REUSEADDR {answer}")
+}
+
+/// Rounded up: an expiry must not be awaited too short.
+fn whole_seconds(span: Duration) -> String {
+    let seconds = span.as_secs() + u64::from(span.subsec_nanos() > 0);
+    format!("{seconds} s")
 }
 
 /// Who has a holder, when that is not a list of processes.
@@ -235,12 +273,34 @@ fn shorten(text: &str, most: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use guard_core::model::Port;
 
     #[test]
     fn spans_use_the_unit_that_suits_them() {
         assert_eq!(span(Duration::from_micros(7)), "7 µs");
         assert_eq!(span(Duration::from_micros(1_540)), "1.5 ms");
         assert_eq!(span(Duration::from_millis(2_340)), "2.34 s");
+    }
+
+    #[test]
+    fn a_prospect_says_what_is_in_the_way_and_until_when() {
+        let spec = BindSpec::reusable(std::net::Ipv4Addr::LOCALHOST.into(), Port::new(1).expect("not zero"));
+        let spec = BindSpec { reuse_address: false, ..spec };
+        let blocked = Prospect {
+            spec,
+            expected: Expected::Failure,
+            blockers: [(TcpState::TimeWait, 3)].into(),
+            clears: Some(Duration::from_millis(40_100)),
+        };
+        assert_eq!(
+            prospect(&blocked),
+            "a bind without SO_REUSEADDR would fail: 3 TIME_WAIT, the last expires in 41 s"
+        );
+        let unseen = Prospect { blockers: [].into(), clears: None, ..blocked };
+        assert_eq!(
+            prospect(&unseen),
+            "a bind without SO_REUSEADDR would fail, and nobody is seen in its way"
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! scenario and tier, each in a network namespace of its own.
 
 mod addresses;
+mod binds;
 mod crash;
 mod ending;
 mod exit_codes;

@@ -8,6 +8,7 @@ use crate::model::{
     BindOutcome, Holder, Instant, Process, ProcessId, Snapshot, Socket, TcpState, Tgid, UnknownReason,
 };
 use crate::policy::{self, Class, Judgement};
+use crate::prospect::{Prospect, prospects};
 
 use super::Plan;
 use super::machine::Probe;
@@ -73,11 +74,15 @@ pub(super) struct Assessment {
     pub(super) ended: Instant,
     pub(super) holders: Vec<JudgedHolder>,
     pub(super) processes: BTreeMap<Tgid, Process>,
+    /// For each endpoint: what binds of either kind would meet.
+    pub(super) prospects: Vec<[Prospect; 2]>,
 }
 
 impl Assessment {
     pub(super) fn new(snapshot: Snapshot, plan: &Plan, seen_at_request: &BTreeSet<ProcessId>) -> Self {
         let Snapshot { begun, ended, sockets, processes } = snapshot;
+        let table: Vec<Socket> = sockets.iter().map(|(socket, _)| socket.clone()).collect();
+        let prospects = plan.endpoints.iter().map(|spec| prospects(spec, &table)).collect();
         let holders = sockets
             .into_iter()
             .filter_map(|(socket, owners)| {
@@ -99,7 +104,7 @@ impl Assessment {
                 Some(JudgedHolder { holder: Holder { socket, owners, certain }, owners: judged })
             })
             .collect();
-        Self { begun, ended, holders, processes }
+        Self { begun, ended, holders, processes, prospects }
     }
 
     /// What to do about the holders, given what a later probe said, if there

@@ -4,6 +4,7 @@ use std::time::Duration;
 use tracing::debug;
 
 use crate::model::{BindOutcome, ExitStatus, Instant, ProcessId, Signal, Snapshot, Socket, Verdict};
+use crate::prospect::{Prospect, settled};
 use crate::timeline::{Entry, Timeline};
 
 use super::assessment::{Assessment, worst_conflict};
@@ -274,6 +275,20 @@ impl Gate {
         (0..self.plan.endpoints.len()).map(|index| seen.verdict(index)).collect()
     }
 
+    /// For each endpoint, in the plan's order: what a bind with `SO_REUSEADDR`
+    /// would meet, and one without it. Empty before the first look.
+    pub fn prospects(&self) -> Vec<[Prospect; 2]> {
+        let Some(assessment) = &self.assessment else { return Vec::new() };
+        let probe = self.probe.as_ref().filter(|probe| probe.begun >= assessment.begun && !probe.by_table);
+        let endpoints = self.plan.endpoints.iter().zip(&assessment.prospects).enumerate();
+        endpoints
+            .map(|(index, (spec, prospects))| match probe.and_then(|probe| probe.outcomes.get(index)) {
+                Some(outcome) => settled(prospects.clone(), spec, outcome),
+                None => prospects.clone(),
+            })
+            .collect()
+    }
+
     fn seen(&self) -> Seen<'_> {
         Seen {
             plan: &self.plan,
@@ -354,7 +369,8 @@ impl Gate {
             self.want.snapshot = false;
             self.asked.snapshot = true;
             let also = self.escalation.pending();
-            self.queue.push_back(Action::TakeSnapshot { also });
+            let learn = self.assessment.is_none();
+            self.queue.push_back(Action::TakeSnapshot { also, learn });
         }
     }
 

@@ -212,6 +212,10 @@ pub enum Action {
     TakeSnapshot {
         /// Processes to read although they may own nothing any more.
         also: Vec<ProcessId>,
+        /// Also ask the owners' sockets for the flags that no table shows. That
+        /// holds the sockets open for a moment, so it is asked for only before
+        /// anybody is ended; later looks repeat what was learned then.
+        learn: bool,
     },
     /// Read the socket table without owners.
     ReadTable,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use guard_core::model::{SocketInode, Tgid, Unseen};
 use rustix::fs::{Mode, OFlags, RawDir, openat, readlinkat_raw};
@@ -19,6 +19,9 @@ pub struct OwnerScan {
     /// For every inode asked for, the processes that hold it, ascending. An
     /// empty list means that none was seen.
     pub owners: BTreeMap<SocketInode, Vec<Tgid>>,
+    /// For an inode, one of its owners that has it in its leader's own
+    /// descriptor table, and the number there.
+    pub descriptors: BTreeMap<SocketInode, (Tgid, RawFd)>,
     /// `Ok` when every process's descriptors were looked at: then the list of
     /// an inode is all there is.
     pub complete: Result<(), Unseen>,
@@ -64,7 +67,7 @@ pub fn owners(inodes: &BTreeSet<SocketInode>) -> OwnerScan {
     let complete = walked.and(complete).and(closed);
     let owners =
         scan.owners.into_iter().map(|(inode, owners)| (inode, owners.into_iter().collect())).collect();
-    OwnerScan { owners, complete, closed: scan.closed }
+    OwnerScan { owners, descriptors: scan.descriptors, complete, closed: scan.closed }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -73,8 +76,16 @@ enum Threads {
     All,
 }
 
+/// Whose descriptor table is looked at.
+#[derive(Clone, Copy)]
+enum Whose {
+    Leader,
+    Thread,
+}
+
 struct Scan {
     owners: BTreeMap<SocketInode, BTreeSet<Tgid>>,
+    descriptors: BTreeMap<SocketInode, (Tgid, RawFd)>,
     closed: BTreeSet<Tgid>,
 }
 
@@ -103,7 +114,7 @@ fn entries_buffer() -> Entries {
 impl Scan {
     fn new(inodes: &BTreeSet<SocketInode>) -> Self {
         let owners = inodes.iter().map(|&inode| (inode, BTreeSet::new())).collect();
-        Self { owners, closed: BTreeSet::new() }
+        Self { owners, descriptors: BTreeMap::new(), closed: BTreeSet::new() }
     }
 
     fn some_inode_has_no_owner(&self) -> bool {
@@ -139,7 +150,7 @@ impl Scan {
         of_fds: &mut Entries,
     ) -> Result<(), Errno> {
         let dir = open_path(proc, name)?;
-        let seen = self.table(dir.as_fd(), tgid, of_fds)?;
+        let seen = self.table(dir.as_fd(), tgid, Whose::Leader, of_fds)?;
         if seen > 0 && threads == Threads::OfTheLeaderless {
             return Ok(());
         }
@@ -152,7 +163,7 @@ impl Scan {
                 continue;
             }
             match open_path(tasks.as_fd(), entry.file_name())
-                .and_then(|task| self.table(task.as_fd(), tgid, of_fds))
+                .and_then(|task| self.table(task.as_fd(), tgid, Whose::Thread, of_fds))
             {
                 Ok(_) => {}
                 Err(errno) if is_gone(errno) => {}
@@ -163,7 +174,13 @@ impl Scan {
     }
 
     /// Looks at one descriptor table, and says how many descriptors it has.
-    fn table(&mut self, dir: BorrowedFd<'_>, tgid: Tgid, of_fds: &mut Entries) -> Result<usize, Errno> {
+    fn table(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        tgid: Tgid,
+        whose: Whose,
+        of_fds: &mut Entries,
+    ) -> Result<usize, Errno> {
         let fds = open_listing(dir, c"fd")?;
         let mut entries = RawDir::new(fds.as_fd(), of_fds);
         let mut count = 0;
@@ -177,10 +194,11 @@ impl Scan {
             let mut target = [0_u8; 32];
             match readlinkat_raw(fds.as_fd(), entry.file_name(), &mut target) {
                 Ok(length) => {
-                    if let Some(owners) =
-                        target.get(..length).and_then(socket_inode).and_then(|i| self.owners.get_mut(&i))
-                    {
-                        owners.insert(tgid);
+                    let Some(inode) = target.get(..length).and_then(socket_inode) else { continue };
+                    let Some(owners) = self.owners.get_mut(&inode) else { continue };
+                    owners.insert(tgid);
+                    if let (Whose::Leader, Some(fd)) = (whose, descriptor_of_name(entry.file_name())) {
+                        self.descriptors.entry(inode).or_insert((tgid, fd));
                     }
                 }
                 // The descriptor was closed meanwhile.
@@ -198,6 +216,10 @@ fn open_path(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
 
 fn open_listing(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     openat(dir, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn descriptor_of_name(name: &CStr) -> Option<RawFd> {
+    name.to_str().ok()?.parse().ok()
 }
 
 /// The inode of `socket:[12345]`.

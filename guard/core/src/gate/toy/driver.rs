@@ -227,7 +227,11 @@ impl Driver {
                     let read = soon + self.weather.latency();
                     self.post(read, Stage::Table { begun });
                 }
-                Action::TakeSnapshot { also } => {
+                Action::TakeSnapshot { also, learn } => {
+                    assert!(
+                        !learn || self.sent.is_empty(),
+                        "a socket is held open although its end is awaited"
+                    );
                     let read = soon + self.weather.latency();
                     self.post(read, Stage::Sockets { begun, also });
                 }

@@ -63,6 +63,8 @@ fn several_sockets_are_found_in_one_scan() {
         assert!(scan.owners[&inode_of(&first)].contains(&own()));
         assert!(scan.owners[&inode_of(&second)].contains(&own()));
         assert_eq!(scan.owners[&nobody], []);
+        assert!(scan.descriptors.contains_key(&inode_of(&first)));
+        assert!(!scan.descriptors.contains_key(&nobody));
     });
 }
 
