@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use guard_core::follow::{Follow, follow};
 use guard_core::gate::{Action, Fact, Gate, Goal, Hint, Plan};
-use guard_core::model::{BindSpec, Instant, Port, ProcessId, Snapshot, StartTime};
+use guard_core::model::{BindSpec, Instant, Port, ProcessId, Socket, StartTime, TcpState, Tgid};
 use guard_core::timeline::Entry;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId as TimerClock, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -75,7 +75,7 @@ fn nanos(clock: ClockId) -> u64 {
     seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap_or(0)
 }
 
-/// While a started command is followed: not every tier tells of new listeners.
+/// While a started command is followed: only the ebpf tier tells of new listeners.
 const FOLLOW_RECHECK: Duration = Duration::from_millis(50);
 
 /// Who wants to know what happens in a run.
@@ -246,36 +246,35 @@ impl Session {
     pub async fn follow(&mut self, command: &mut Command) -> Result<Followed, RuntimeError> {
         let Some(pid) = command.pid() else { return Ok(Followed::Nothing) };
         loop {
-            self.looker.request(Wanted::default())?;
-            let next_look = now() + self.observer.recheck().min(FOLLOW_RECHECK);
-            self.alarm.set(next_look).map_err(in_loop("set a timer"))?;
-            let snapshot = tokio::select! {
-                biased;
-                fact = self.looker.next() => match fact {
-                    Fact::SnapshotTaken(snapshot) => Some(snapshot),
-                    other => {
-                        debug!(?other, "the look for the successor failed");
-                        None
-                    }
-                },
-                ended = command.wait() => return Ok(Followed::Ended(ended)),
-            };
-            if let Some(snapshot) = snapshot {
-                let at = snapshot.ended;
-                match follow(&snapshot, &self.endpoints, guard_core::model::Tgid(pid)) {
-                    Follow::NotYet => {}
-                    found => return Ok(Followed::Found { found, at, snapshot: Box::new(snapshot) }),
+            // The table is cheap to read; who owns a listener is asked when there is one.
+            if self.somebody_listens() {
+                self.looker.request(Wanted::default())?;
+                let fact = tokio::select! {
+                    biased;
+                    fact = self.looker.next() => fact,
+                    ended = command.wait() => return Ok(Followed::Ended(ended)),
+                };
+                match fact {
+                    Fact::SnapshotTaken(snapshot) => match follow(&snapshot, &self.endpoints, Tgid(pid)) {
+                        Follow::NotYet => {}
+                        found => return Ok(Followed::Found { found, at: snapshot.ended }),
+                    },
+                    other => debug!(?other, "the look for the successor failed"),
                 }
             }
             // The next look follows an event on the port, or the safety net.
+            let next_look = match self.tier() {
+                Tier::Ebpf => self.observer.recheck(),
+                Tier::Netlink | Tier::Poll => FOLLOW_RECHECK,
+            };
+            self.alarm.set(now() + next_look).map_err(in_loop("set a timer"))?;
             loop {
                 tokio::select! {
                     biased;
-                    fact = self.observer.next(now) => {
-                        if matches!(fact, Fact::Hinted { hint: Hint::ListenerOpened { .. }, .. } | Fact::EventsLost { .. }) {
-                            break;
-                        }
-                    }
+                    fact = self.observer.next(now) => match fact {
+                        Fact::Hinted { hint: Hint::ListenerOpened { .. }, .. } | Fact::EventsLost { .. } => break,
+                        _ => {}
+                    },
                     ended = command.wait() => return Ok(Followed::Ended(ended)),
                     rang = self.alarm.rings() => {
                         rang.map_err(in_loop("wait for a timer"))?;
@@ -284,6 +283,12 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Unless the table says that nobody does.
+    fn somebody_listens(&self) -> bool {
+        let listens = |socket: &Socket| socket.state == TcpState::Listen;
+        read_table(&self.ports).map_or(true, |table| table.iter().any(listens))
     }
 
     fn perform(&mut self, action: Action) -> Option<Fact> {
@@ -336,8 +341,6 @@ pub enum Followed {
         found: Follow,
         /// When it was seen.
         at: Instant,
-        /// What was seen.
-        snapshot: Box<Snapshot>,
     },
     /// The command ended before anybody listened.
     Ended(Result<std::process::ExitStatus, CommandError>),

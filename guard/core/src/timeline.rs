@@ -18,8 +18,11 @@ pub enum Entry {
     Began,
     /// The socket table and the owners were read.
     Looked {
-        /// The holders, judged.
+        /// The holders, judged: every claim on the port and some of the
+        /// connections and TIME_WAIT sockets.
         holders: Vec<JudgedHolder>,
+        /// How many more of the latter there were.
+        left_out: usize,
         /// How long reading took.
         took: Duration,
     },
@@ -69,7 +72,12 @@ pub enum Entry {
         judgement: Judgement,
     },
     /// A process is still alive a while after SIGKILL.
-    Unkillable(ProcessId),
+    Unkillable {
+        /// Who.
+        process: ProcessId,
+        /// Kernel function its leader slept in at the last look.
+        wait_channel: Option<String>,
+    },
     /// The tier changed while the run was under way.
     TierChanged(&'static str),
     /// The run ended.
@@ -84,7 +92,7 @@ impl Entry {
             Self::Signalled { .. }
                 | Self::SignalFailed { .. }
                 | Self::Spared { .. }
-                | Self::Unkillable(_)
+                | Self::Unkillable { .. }
                 | Self::Ended(_)
         )
     }

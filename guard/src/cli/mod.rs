@@ -71,10 +71,20 @@ pub fn main() -> ExitCode {
     match run(arguments.command, verbose) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            complain(&format!("{error:#}"));
+            complain(&whole(&error));
             exit::of_error(&error).into()
         }
     }
+}
+
+/// The error with its causes, each said once: many errors name their cause in
+/// their own text.
+fn whole(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| match said.as_str() {
+        "" => cause,
+        _ if said.contains(&cause) => said,
+        _ => format!("{said}: {cause}"),
+    })
 }
 
 /// One line on standard error; nobody may be listening there either.

@@ -153,7 +153,8 @@ impl FromStr for Address {
             None => Scope::None,
             Some(scope) => scope.parse().map_or_else(|_| Scope::Interface(scope.to_owned()), Scope::Index),
         };
-        Ok(Self { ip, scope })
+        // A socket bound to ::ffff:a.b.c.d and one bound to a.b.c.d conflict alike.
+        Ok(Self { ip: ip.to_canonical(), scope })
     }
 }
 
@@ -165,10 +166,10 @@ pub(super) struct RuleOptions {
     #[arg(long = "match", value_name = "REGEX")]
     patterns: Vec<Regex>,
     /// Path of the owner's executable
-    #[arg(long, value_name = "PATH")]
-    exe: Vec<PathBuf>,
+    #[arg(long, value_name = "PATH", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    exe: Vec<String>,
     /// The owner's command name; only together with another rule, as any process may choose its own
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     comm: Vec<String>,
     /// The owner's user, by name or number
     #[arg(long, value_name = "USER", value_parser = parse_user)]
@@ -182,7 +183,7 @@ impl RuleOptions {
     fn rules(&self) -> Rules {
         Rules {
             patterns: self.patterns.iter().map(|regex| Box::new(regex.clone()) as Box<dyn Pattern>).collect(),
-            exe: self.exe.iter().map(|path| path.to_string_lossy().into_owned()).collect(),
+            exe: self.exe.clone(),
             comm: self.comm.iter().map(|comm| as_kernel_comm(comm)).collect(),
             uid: self.uid.clone(),
             any_owner: self.any_owner,
@@ -211,10 +212,17 @@ fn parse_user(text: &str) -> Result<Uid, String> {
 struct Regex(regex_lite::Regex);
 
 impl FromStr for Regex {
-    type Err = regex_lite::Error;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        regex_lite::Regex::new(text).map(Self)
+    fn from_str(text: &str) -> Result<Self, String> {
+        let regex = regex_lite::Regex::new(text).map_err(|error| error.to_string())?;
+        // What an unset variable leaves behind must not recognise everybody.
+        if regex.is_match("") {
+            return Err(
+                "it matches the empty text, so it would recognise everybody; that is --any-owner".to_owned()
+            );
+        }
+        Ok(Self(regex))
     }
 }
 
@@ -319,7 +327,7 @@ pub(super) struct EndingOptions {
 
 impl EndingOptions {
     fn total(&self) -> Duration {
-        self.timeout.unwrap_or(self.drain + Duration::from_secs(20))
+        self.timeout.unwrap_or(self.drain.saturating_add(Duration::from_secs(20)))
     }
 }
 
@@ -424,6 +432,13 @@ mod tests {
     fn a_comm_is_cut_as_the_kernel_cuts_it() {
         assert_eq!(as_kernel_comm("openclaw-gateway"), "openclaw-gatewa");
         assert_eq!(as_kernel_comm("node"), "node");
+    }
+
+    #[test]
+    fn an_unset_variable_in_a_rule_recognises_nobody() {
+        assert!("".parse::<Regex>().expect_err("empty").contains("--any-owner"));
+        assert!(".*".parse::<Regex>().is_err());
+        assert!("gateway$".parse::<Regex>().is_ok());
     }
 
     #[test]

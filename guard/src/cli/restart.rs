@@ -1,6 +1,7 @@
 //! `portguard restart`
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::os::unix::process::ExitStatusExt;
 
 use anyhow::Context as _;
@@ -8,14 +9,14 @@ use clap::Args;
 use guard_core::follow::Follow;
 use guard_core::gate::{Gate, Outcome};
 use guard_core::model::Instant;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::Exit;
 use super::free::rehearsed;
 use super::options::{self, EndingOptions, OutputOptions, RuleOptions, ServiceOptions, TierOptions};
 use super::output::Output;
 use crate::report::Context;
-use crate::runtime::{Command, CommandError, Followed, Session, now, replace};
+use crate::runtime::{Command, CommandError, Followed, Session, Tier, now, replace};
 
 /// Frees the port, runs a command and follows it until it listens.
 ///
@@ -71,96 +72,119 @@ impl Restart {
             output.step(now(), "command_failed", None, &error.to_string());
             return Ok(Exit::CommandFailed);
         }
-        self.supervise(&gate, &mut session, &mut output).await
+        self.supervise(&gate, session, &mut output).await
     }
 
     async fn supervise(
         &self,
         gate: &Gate,
-        session: &mut Session,
+        mut session: Session,
         output: &mut Output,
     ) -> anyhow::Result<Exit> {
         if let Output::Human(human) = output {
             human.ended(gate, session.tier(), session.shortfall());
         }
-        let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-        // A terminal sends SIGINT to the command as well, which decides what it means.
-        let _interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+        let mut stop = StopSignals::new().context("cannot handle signals")?;
         let started = now();
         let mut command = match Command::start(&self.command) {
             Ok(command) => command,
-            Err(error) => return Ok(self.failed(gate, session, output, &error.to_string())),
+            Err(error) => return Ok(failed(gate, session.tier(), output, &error.to_string())),
         };
         output.step(started, "command_started", command.pid(), &started_line(&command));
-        let ended = tokio::select! {
+        let mut ended = None;
+        tokio::select! {
             followed = session.follow(&mut command) => match followed? {
-                Followed::Ended(ended) => Some(ended),
-                Followed::Found { found, at, .. } => {
-                    tell_found(output, found, at);
-                    None
-                }
-                Followed::Nothing => None,
+                Followed::Ended(end) => ended = Some(end),
+                Followed::Found { found, at } => tell_found(output, found, at),
+                Followed::Nothing => {}
             },
-            _ = terminate.recv() => {
-                command.terminate();
-                None
+            () = stop.next() => command.terminate(),
+        }
+        // Nothing is observed any more: what it loaded must not outlast its use
+        // for as long as the service runs.
+        let tier = session.tier();
+        drop(session);
+        let ended = loop {
+            if let Some(ended) = ended {
+                break ended;
+            }
+            tokio::select! {
+                end = command.wait() => ended = Some(end),
+                () = stop.next() => command.terminate(),
             }
         };
-        let ended = match ended {
-            Some(ended) => ended,
-            None => loop {
-                tokio::select! {
-                    ended = command.wait() => break ended,
-                    _ = terminate.recv() => command.terminate(),
-                }
-            },
-        };
-        Ok(self.tell_end(gate, session, output, ended))
+        Ok(tell_end(gate, tier, output, ended))
+    }
+}
+
+/// The signals that ask portguard to stop: the command is asked in its place.
+struct StopSignals {
+    terminate: Signal,
+    hang_up: Signal,
+    quit: Signal,
+    interrupt: Signal,
+    /// A terminal sends SIGINT and SIGQUIT to the command as well.
+    on_terminal: bool,
+}
+
+impl StopSignals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+            quit: signal(SignalKind::quit())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            on_terminal: std::io::stdin().is_terminal(),
+        })
     }
 
-    fn tell_end(
-        &self,
-        gate: &Gate,
-        session: &Session,
-        output: &mut Output,
-        ended: Result<std::process::ExitStatus, CommandError>,
-    ) -> Exit {
-        match ended {
-            Ok(status) if status.success() => {
-                output.step(now(), "command_ended", None, "the command exited with code 0");
-                self.finish(gate, session, output, Exit::Done, None);
-                Exit::Done
+    /// Resolves when the command is to be stopped. Cancel safe.
+    async fn next(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.hang_up.recv() => return,
+                _ = self.quit.recv() => if !self.on_terminal { return },
+                _ = self.interrupt.recv() => if !self.on_terminal { return },
             }
-            Ok(status) => {
-                let why = match (status.code(), status.signal()) {
-                    (Some(code), _) => format!("the command exited with code {code}"),
-                    (None, Some(signal)) => format!("the command was ended by signal {signal}"),
-                    (None, None) => "the command failed".to_owned(),
-                };
-                self.failed(gate, session, output, &why)
-            }
-            Err(error) => self.failed(gate, session, output, &error.to_string()),
         }
     }
+}
 
-    fn failed(&self, gate: &Gate, session: &Session, output: &mut Output, why: &str) -> Exit {
-        output.step(now(), "command_failed", None, why);
-        self.finish(gate, session, output, Exit::CommandFailed, Some(why.to_owned()));
-        Exit::CommandFailed
-    }
-
-    fn finish(
-        &self,
-        gate: &Gate,
-        session: &Session,
-        output: &mut Output,
-        exit: Exit,
-        detail: Option<String>,
-    ) {
-        if let Output::Json(json) = output {
-            let word = if exit == Exit::Done { "restarted" } else { "command_failed" };
-            json.finished(now(), gate.timeline().began(), session.tier(), word, exit.code(), detail);
+fn tell_end(
+    gate: &Gate,
+    tier: Tier,
+    output: &mut Output,
+    ended: Result<std::process::ExitStatus, CommandError>,
+) -> Exit {
+    match ended {
+        Ok(status) if status.success() => {
+            output.step(now(), "command_ended", None, "the command exited with code 0");
+            finish(gate, tier, output, Exit::Done, None);
+            Exit::Done
         }
+        Ok(status) => {
+            let why = match (status.code(), status.signal()) {
+                (Some(code), _) => format!("the command exited with code {code}"),
+                (None, Some(signal)) => format!("the command was ended by signal {signal}"),
+                (None, None) => "the command failed".to_owned(),
+            };
+            failed(gate, tier, output, &why)
+        }
+        Err(error) => failed(gate, tier, output, &error.to_string()),
+    }
+}
+
+fn failed(gate: &Gate, tier: Tier, output: &mut Output, why: &str) -> Exit {
+    output.step(now(), "command_failed", None, why);
+    finish(gate, tier, output, Exit::CommandFailed, Some(why.to_owned()));
+    Exit::CommandFailed
+}
+
+fn finish(gate: &Gate, tier: Tier, output: &mut Output, exit: Exit, detail: Option<String>) {
+    if let Output::Json(json) = output {
+        let word = if exit == Exit::Done { "restarted" } else { "command_failed" };
+        json.finished(now(), gate.timeline().began(), tier, word, exit.code(), detail);
     }
 }
 

@@ -25,6 +25,7 @@ pub use destroyed::{DestroyedSockets, Drained};
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 
@@ -158,6 +159,7 @@ impl SockDiag {
     fn dump_family(&mut self, family: u8, port: Port) -> Result<Vec<Socket>, SockDiagError> {
         for _ in 0..ATTEMPTS {
             let mut sockets: Vec<Socket> = Vec::new();
+            let mut places = BTreeMap::new();
             let request = SockDiagMessage::InetRequest(InetRequest {
                 family,
                 protocol: IPPROTO_TCP,
@@ -172,7 +174,7 @@ impl SockDiag {
                 if let Some(socket) = row::decode(payload)?
                     && socket.port == port
                 {
-                    keep_latest(&mut sockets, socket);
+                    keep_latest(&mut sockets, &mut places, socket);
                 }
                 Ok(())
             })?;
@@ -236,8 +238,9 @@ fn id_of_port(family: u8, port: Port) -> SocketId {
 }
 
 /// A socket that moved during the walk shows twice: the later row is the truth.
-fn keep_latest(sockets: &mut Vec<Socket>, socket: Socket) {
-    match sockets.iter_mut().find(|known| known.cookie.is_some() && known.cookie == socket.cookie) {
+fn keep_latest(sockets: &mut Vec<Socket>, places: &mut BTreeMap<SocketCookie, usize>, socket: Socket) {
+    let place = socket.cookie.map(|cookie| *places.entry(cookie).or_insert(sockets.len()));
+    match place.and_then(|place| sockets.get_mut(place)) {
         Some(known) => *known = socket,
         None => sockets.push(socket),
     }

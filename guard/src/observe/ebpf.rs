@@ -130,6 +130,9 @@ fn fact(event: &Event, owners: &BTreeMap<Tgid, ProcessId>) -> Option<Fact> {
         Event::Released(released) if released.was_listener => {
             (Hint::SocketReleased { address: released.socket.local, port: released.socket.port }, released.at)
         }
+        // Neither a listener nor connected: a bind probe, its own or another
+        // guard's. Two guards on one port would keep each other awake.
+        Event::Released(released) if released.socket.remote.is_none() => return None,
         Event::Released(released) => (Hint::ConnectionReleased { port: released.socket.port }, released.at),
         Event::Exited(exited) => {
             let process = *owners.get(&exited.tgid)?;

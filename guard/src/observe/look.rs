@@ -79,11 +79,21 @@ fn snapshot(
     }
 
     let mut processes: BTreeMap<Tgid, Process> = BTreeMap::new();
+    let mut confirmed: BTreeMap<SocketInode, Vec<ProcessId>> = BTreeMap::new();
     let mut unreadable = None;
-    let owners = scan.owners.values().flatten().copied();
-    for tgid in owners.chain(wanted.also.iter().map(|process| process.tgid)).collect::<BTreeSet<_>>() {
+    let owners: BTreeSet<Tgid> = scan.owners.values().flatten().copied().collect();
+    let also = wanted.also.iter().map(|process| process.tgid);
+    for tgid in owners.iter().copied().chain(also).collect::<BTreeSet<_>>() {
         match procfs::process(tgid) {
             Ok(Some(process)) => {
+                // The PID may have been reused between the scan and the reading of
+                // the evidence: the process that the evidence speaks of must be
+                // the owner.
+                if owners.contains(&tgid) {
+                    for inode in procfs::owned_by(tgid, &inodes) {
+                        confirmed.entry(inode).or_default().push(process.id);
+                    }
+                }
                 processes.insert(tgid, process);
                 add_ancestors(tgid, &mut processes);
             }
@@ -100,7 +110,7 @@ fn snapshot(
     let sockets = table
         .into_iter()
         .map(|socket| {
-            let owners = owners_of(&socket, &scan.owners, &processes, complete.as_ref());
+            let owners = owners_of(&socket, &confirmed, complete.as_ref());
             (socket, owners)
         })
         .collect();
@@ -121,21 +131,11 @@ fn add_ancestors(tgid: Tgid, processes: &mut BTreeMap<Tgid, Process>) {
 
 fn owners_of(
     socket: &Socket,
-    scanned: &BTreeMap<SocketInode, Vec<Tgid>>,
-    processes: &BTreeMap<Tgid, Process>,
+    confirmed: &BTreeMap<SocketInode, Vec<ProcessId>>,
     incomplete: Option<&Unseen>,
 ) -> Owners {
     let Some(inode) = socket.inode else { return Owners::NoFile };
-    let seen: Vec<ProcessId> = scanned
-        .get(&inode)
-        .into_iter()
-        .flatten()
-        .filter_map(|tgid| processes.get(tgid))
-        .map(|process| process.id)
-        // The PID may have been reused between the scan and the reading of the
-        // evidence: the process that the evidence speaks of must be the owner.
-        .filter(|process| procfs::owns(process.tgid, inode))
-        .collect();
+    let seen = confirmed.get(&inode).cloned().unwrap_or_default();
     match incomplete {
         None => Owners::All(seen),
         Some(unseen) => Owners::Some(seen, unseen.clone()),

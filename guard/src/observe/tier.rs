@@ -111,7 +111,8 @@ type Loading = oneshot::Receiver<Result<Bpf, TierError>>;
 /// The stream of facts about a few ports, from whichever tier there is.
 #[derive(Debug)]
 pub struct Observer {
-    watches: Vec<Watch>,
+    ports: Vec<Port>,
+    connections: bool,
     poll_interval: Duration,
     source: Source,
     loading: Option<Loading>,
@@ -151,9 +152,9 @@ impl Observer {
         connections: bool,
         poll_interval: Duration,
     ) -> Result<Self, TierError> {
-        let netns = netns::current()?;
         let mut observer = Self {
-            watches: ports.iter().map(|&port| Watch { netns, port, connections }).collect(),
+            ports: ports.to_vec(),
+            connections,
             poll_interval,
             source: Source::Poll,
             loading: None,
@@ -164,7 +165,7 @@ impl Observer {
         };
         match choice {
             TierChoice::Only(Tier::Ebpf) => {
-                observer.source = Source::Ebpf(Box::new(EbpfSource::new(load(&observer.watches)?)?));
+                observer.source = Source::Ebpf(Box::new(EbpfSource::new(load(&observer.watches()?)?)?));
             }
             TierChoice::Only(Tier::Netlink) => observer.source = Source::Netlink(observer.netlink()?),
             TierChoice::Only(Tier::Poll) => {}
@@ -177,8 +178,14 @@ impl Observer {
     }
 
     fn netlink(&self) -> Result<NetlinkSource, NetlinkError> {
-        let ports: Vec<Port> = self.watches.iter().map(|watch| watch.port).collect();
-        NetlinkSource::new(&ports, self.watches.iter().any(|watch| watch.connections))
+        NetlinkSource::new(&self.ports, self.connections)
+    }
+
+    /// What the BPF programs shall report: they see every network namespace.
+    fn watches(&self) -> Result<Vec<Watch>, TierError> {
+        let netns = netns::current()?;
+        let connections = self.connections;
+        Ok(self.ports.iter().map(|&port| Watch { netns, port, connections }).collect())
     }
 
     /// The netlink tier if it can be had, else polling.
@@ -199,8 +206,14 @@ impl Observer {
         if !std::mem::take(&mut self.may_upgrade) {
             return;
         }
+        let watches = match self.watches() {
+            Ok(watches) => watches,
+            Err(error) => {
+                self.shortfall = Some(Shortfall::of(&error));
+                return;
+            }
+        };
         let (sender, receiver) = oneshot::channel();
-        let watches = self.watches.clone();
         let loader = thread::Builder::new().name("load-bpf".to_owned()).spawn(move || {
             // The run may be over already: then the programs go with the value.
             let _unneeded = sender.send(load(&watches));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use guard_core::gate::{Decision, Gate, Goal, Hint, JudgedHolder, Outcome, SignalFailure};
+use guard_core::gate::{Decision, Gate, Goal, Hint, JudgedHolder, Outcome};
 use guard_core::model::{Instant, ProcessId, Signal, Verdict};
 use guard_core::policy::{Judgement, Reason};
 use guard_core::prospect::Expected;
@@ -77,10 +77,9 @@ impl<W: Write> Human<W> {
                 }
             }
         }
-        self.holders(gate.holders());
-        if !matches!(words::overall(&verdicts), Verdict::Free)
-            && let Some(decision) = gate.decision()
-        {
+        let busy = !matches!(words::overall(&verdicts), Verdict::Free);
+        self.holders(gate.holders(), busy);
+        if busy && let Some(decision) = gate.decision() {
             self.decision(gate, &decision);
         }
         self.tier(tier, shortfall);
@@ -93,13 +92,19 @@ impl<W: Write> Human<W> {
         }
     }
 
-    /// The sockets in the way, with their owners.
-    pub fn holders(&mut self, holders: &[JudgedHolder]) {
+    /// The sockets in the way, with their owners; `busy` when a bind fails now.
+    pub fn holders(&mut self, holders: &[JudgedHolder], busy: bool) {
         if self.shown == holders {
             return;
         }
         self.shown = holders.to_vec();
-        let (lingering, claims): (Vec<_>, Vec<_>) = holders.iter().partition(|judged| judged.lingers());
+        let (mut lingering, mut claims): (Vec<_>, Vec<_>) =
+            holders.iter().partition(|judged| judged.lingers());
+        if busy && claims.is_empty() {
+            // Nothing else explains it: their listener had no SO_REUSEADDR, or
+            // they are clients that use the port as their own.
+            std::mem::swap(&mut lingering, &mut claims);
+        }
         let (listed, left_out) = claims.split_at(claims.len().min(MOST_HOLDERS));
         for judged in listed {
             self.line(&format!("  {}", words::socket(&judged.holder.socket)));
@@ -165,9 +170,14 @@ impl<W: Write> Human<W> {
             Some(Outcome::StillBusy { pending }) => {
                 let budget = gate.plan().budgets.total.map(span).unwrap_or_default();
                 self.line(&format!("still busy: {endpoints} was not bindable within {budget}"));
-                self.holders(gate.holders());
+                self.holders(gate.holders(), true);
                 if gate.holders().is_empty() {
-                    self.line(&format!("  {NOBODY}"));
+                    // Before the first look nothing is known about holders.
+                    let looked = gate.decision().is_some();
+                    self.line(&format!(
+                        "  {}",
+                        if looked { NOBODY } else { "there was no time to look who holds it" }
+                    ));
                 }
                 if !pending.is_empty() {
                     self.line(&format!("  sent SIGTERM and still alive: {}", pids(pending.iter())));
@@ -181,21 +191,31 @@ impl<W: Write> Human<W> {
             }
             Some(Outcome::Unknown(reason)) => {
                 self.line(&format!("unknown: {}", words::unknown(reason)));
-                self.holders(gate.holders());
+                self.holders(gate.holders(), true);
             }
             Some(Outcome::Refused(refused)) => {
-                self.holders(gate.holders());
+                self.holders(gate.holders(), true);
+                let signalled =
+                    gate.timeline().entries().iter().any(|(_, e)| matches!(e, Entry::Signalled { .. }));
+                let nobody = if signalled { "" } else { "; nobody was signalled" };
                 self.line(&format!(
-                    "refused: {endpoints} is held by a process that may not be ended; nobody was signalled"
+                    "refused: {endpoints} is held by a process that may not be ended{nobody}"
                 ));
                 for (id, why) in refused {
                     self.line(&format!("  pid {id} is {}", judgement(why)));
+                }
+                let pending = gate.pending();
+                if !pending.is_empty() {
+                    self.line(&format!(
+                        "  sent SIGTERM before that and still alive: {}",
+                        pids(pending.iter())
+                    ));
                 }
             }
             Some(Outcome::Duel(rivals)) => {
                 let rivals = pids(rivals.iter());
                 self.line(&format!("duel: newcomers keep taking {endpoints}: {rivals}; the last one:"));
-                self.holders(gate.holders());
+                self.holders(gate.holders(), true);
                 self.line("  stop whatever starts them, then try again");
             }
             Some(Outcome::NotPermitted(processes)) => {
@@ -203,7 +223,7 @@ impl<W: Write> Human<W> {
                 self.line(&format!(
                     "not permitted: this user may not signal {processes}; run as root or with CAP_KILL"
                 ));
-                self.holders(gate.holders());
+                self.holders(gate.holders(), true);
             }
             Some(Outcome::CannotSignal(process, why)) => {
                 self.line(&format!("cannot signal pid {process}: {why}"));
@@ -225,7 +245,7 @@ impl<W: Write> Sink for Human<W> {
                 let endpoints: Vec<String> = gate.plan().endpoints.iter().map(words::endpoint).collect();
                 if !holders.is_empty() {
                     self.moment(at, &format!("busy: {}", endpoints.join(" and ")));
-                    self.holders(holders);
+                    self.holders(holders, true);
                 }
             }
             Entry::Probed { .. } | Entry::Event(_) if !self.verbose => {}
@@ -242,7 +262,7 @@ impl<W: Write> Sink for Human<W> {
 pub(super) fn step(entry: &Entry, context: &Context, tier: Tier) -> Option<String> {
     Some(match entry {
         Entry::Began => format!("{} begins ({} tier)", context.command, tier.name()),
-        Entry::Looked { holders, took } => {
+        Entry::Looked { holders, took, .. } => {
             let claims = holders.iter().filter(|judged| !judged.lingers()).count();
             let sockets = if claims == 1 { "socket" } else { "sockets" };
             format!("looked: {claims} {sockets} in the way (took {})", span(*took))
@@ -270,20 +290,19 @@ pub(super) fn step(entry: &Entry, context: &Context, tier: Tier) -> Option<Strin
         Entry::EventsLost(count) => format!("the kernel dropped {count} events; looking again"),
         Entry::Signalled { process, signal, .. } => format!("{signal} to pid {process}"),
         Entry::SignalFailed { process, signal, failure } => {
-            let why = match failure {
-                SignalFailure::Gone => "it is gone",
-                SignalFailure::IdentityChanged => "the PID belongs to another process now",
-                SignalFailure::NotPermitted => "not permitted",
-                SignalFailure::Failed(why) => why,
-            };
+            let (_, why) = words::signal_failure(failure);
             format!("{signal} to pid {process} was not delivered: {why}")
         }
         Entry::Gone { process, status } => format!("pid {process} {}", words::exit_status(*status)),
         Entry::Spared { process, judgement: why } => {
             format!("pid {process} is left alone now: {}", judgement(why))
         }
-        Entry::Unkillable(process) => {
-            format!("pid {process} is still alive after {}", words::signals(Signal::Kill))
+        Entry::Unkillable { process, wait_channel } => {
+            let place = wait_channel
+                .as_ref()
+                .map(|name| format!(", its leader sleeps in {name}"))
+                .unwrap_or_default();
+            format!("pid {process} is still alive after {}{place}", words::signals(Signal::Kill))
         }
         Entry::TierChanged(tier) => format!("facts come from the {tier} tier from here on"),
         Entry::Ended(Outcome::Opened(_)) => "gate open".to_owned(),

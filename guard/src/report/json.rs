@@ -84,6 +84,8 @@ enum Body {
     },
     GateRefused {
         refused: Vec<RefusedOwner>,
+        /// Processes that were sent SIGTERM before, and are alive.
+        pending: Vec<u32>,
     },
     RunFinished {
         outcome: &'static str,
@@ -111,6 +113,8 @@ struct Snapshot {
     tier: &'static str,
     endpoints: Vec<EndpointVerdict>,
     holders: Vec<HolderBody>,
+    /// Connections and TIME_WAIT sockets that are not listed.
+    holders_left_out: usize,
     decision: Option<DecisionBody>,
     took_us: Option<f64>,
 }
@@ -221,6 +225,8 @@ struct Detail {
     #[serde(skip_serializing_if = "Option::is_none")]
     signal: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     outcomes: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     took_us: Option<f64>,
@@ -298,11 +304,13 @@ impl<W: Write> Sink for Json<W> {
                 tier: tier.name(),
                 endpoints: gate.plan().endpoints.iter().map(endpoint).collect(),
             },
-            Entry::Looked { holders, took } => {
+            Entry::Looked { holders, left_out, took } => {
                 if matches!(gate.plan().goal, guard_core::gate::Goal::Look) {
                     return;
                 }
-                Body::Snapshot(Box::new(snapshot(gate, holders, tier, Some(*took))))
+                let snapshot =
+                    Snapshot { holders_left_out: *left_out, ..snapshot(gate, holders, tier, Some(*took)) };
+                Body::Snapshot(Box::new(snapshot))
             }
             Entry::LookFailed(why) => {
                 step("look_failed", Detail { detail: Some(why.clone()), ..Detail::default() })
@@ -343,7 +351,8 @@ impl<W: Write> Sink for Json<W> {
                 "signal_failed",
                 Detail {
                     signal: Some(words::signals(*signal)),
-                    detail: Some(format!("{failure:?}")),
+                    code: Some(words::signal_failure(failure).0),
+                    detail: Some(words::signal_failure(failure).1.to_owned()),
                     ..of(*process)
                 },
             ),
@@ -354,7 +363,9 @@ impl<W: Write> Sink for Json<W> {
                 let reasons: Vec<String> = judgement.reasons.iter().map(Reason::to_string).collect();
                 step("spared", Detail { detail: Some(reasons.join("; ")), ..of(*process) })
             }
-            Entry::Unkillable(process) => step("unkillable", of(*process)),
+            Entry::Unkillable { process, wait_channel } => {
+                step("unkillable", Detail { detail: wait_channel.clone(), ..of(*process) })
+            }
             Entry::TierChanged(tier) => Body::TierChanged { tier },
             Entry::Ended(Outcome::Opened(proof)) => Body::GateOpened {
                 proof: ProofBody {
@@ -366,7 +377,8 @@ impl<W: Write> Sink for Json<W> {
                 tier: tier.name(),
             },
             Entry::Ended(Outcome::Refused(refused)) => {
-                Body::GateRefused { refused: refused.iter().map(refused_owner).collect() }
+                let pending = gate.pending().iter().map(|process| process.tgid.0).collect();
+                Body::GateRefused { refused: refused.iter().map(refused_owner).collect(), pending }
             }
             Entry::Ended(_) => return,
         };
@@ -418,7 +430,9 @@ fn snapshot(gate: &Gate, holders: &[JudgedHolder], tier: Tier, took: Option<Dura
     let whole = words::overall(&verdicts);
     let (reason, transient) = match whole {
         Verdict::Unknown { reason, .. } => (Some(words::unknown(reason)), Some(reason.is_transient())),
-        Verdict::Busy { holders } if holders.is_empty() => (Some(super::human::NOBODY.to_owned()), None),
+        Verdict::Busy { holders } if holders.is_empty() && gate.decision().is_some() => {
+            (Some(super::human::NOBODY.to_owned()), None)
+        }
         Verdict::Busy { .. } | Verdict::Free => (None, None),
     };
     let prospects = gate.prospects();
@@ -438,13 +452,16 @@ fn snapshot(gate: &Gate, holders: &[JudgedHolder], tier: Tier, took: Option<Dura
             },
         })
         .collect();
+    // The gate may have opened since this look: its holders were in the way then.
+    let was_busy = matches!(whole, Verdict::Free) && holders.iter().any(|judged| judged.holder.certain);
     Snapshot {
-        verdict: words::verdict_word(whole),
+        verdict: if was_busy { "busy" } else { words::verdict_word(whole) },
         reason,
         transient,
         tier: tier.name(),
         endpoints,
         holders: holders.iter().map(holder).collect(),
+        holders_left_out: 0,
         decision: match whole {
             Verdict::Free => None,
             Verdict::Busy { .. } | Verdict::Unknown { .. } => gate.decision().map(decision),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use guard_core::gate::{JudgedHolder, Outcome};
+use guard_core::gate::{JudgedHolder, Outcome, SignalFailure};
 use guard_core::model::{
     BindOutcome, BindSpec, ExitStatus, Owners, Process, ProcessId, ProcessState, Seen, Signal, Socket,
     TcpState, UnknownReason, Unseen, Verdict,
@@ -244,6 +244,16 @@ pub(super) fn signals(signal: Signal) -> &'static str {
     }
 }
 
+/// The stable code and the sentence for a signal that was not delivered.
+pub(super) fn signal_failure(failure: &SignalFailure) -> (&'static str, &str) {
+    match failure {
+        SignalFailure::Gone => ("gone", "it is gone"),
+        SignalFailure::IdentityChanged => ("identity_changed", "the PID belongs to another process now"),
+        SignalFailure::NotPermitted => ("not_permitted", "not permitted"),
+        SignalFailure::Failed(why) => ("failed", why),
+    }
+}
+
 /// A span of time in the unit that suits it.
 pub(super) fn span(span: Duration) -> String {
     let micros = span.as_secs_f64() * 1e6;
@@ -256,9 +266,14 @@ pub(super) fn span(span: Duration) -> String {
     }
 }
 
-/// Control characters from a process's own words must not reach a terminal.
+/// What a process calls itself must not steer a terminal: no control
+/// characters, and none that turn the direction of the text around.
 pub(super) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    let steers = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|c| if steers(c) { '\u{fffd}' } else { c }).collect()
 }
 
 fn shorten(text: &str, most: usize) -> String {
@@ -306,6 +321,7 @@ mod tests {
     #[test]
     fn terminal_escapes_in_a_title_are_not_printed() {
         assert_eq!(printable("a\u{1b}[31mb"), "a\u{fffd}[31mb");
+        assert_eq!(printable("a\u{202e}b"), "a\u{fffd}b");
     }
 
     #[test]

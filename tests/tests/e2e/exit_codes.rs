@@ -33,6 +33,11 @@ fn two_usage(world: &World) {
         Portguard::new("free", tier).arg("--port").arg("65536"),
         Portguard::new("free", tier).arg("--port").arg("http"),
         world.free(world.port()).matching("("),
+        // What an unset variable leaves behind must not recognise everybody.
+        world.free(world.port()).matching(""),
+        world.free(world.port()).matching(".*"),
+        world.free(world.port()).arg("--exe="),
+        world.free(world.port()).arg("--comm="),
         world.portguard("free", world.port()).timeout("soon"),
         world.portguard("free", world.port()).address("localhost:1"),
         Portguard::bare(&["no-such-command"]),

@@ -167,7 +167,7 @@ fn client_source_port(world: &World) {
     assert!(client.all_alive() && !client.termed(), "{waited}");
 }
 
-/// A client of somebody else's is waited for; one that the rules recognise is ended.
+/// The owner of a client's source port was ended. It is waited for, whoever it is.
 fn client_source_port_waited_for(world: &World) {
     let port = world.port();
     let client = world.standin(&format!("--tag browser --client-from {port}")).start();
@@ -175,8 +175,15 @@ fn client_source_port_waited_for(world: &World) {
     let finished = free.clone().matching("gateway").timeout("500ms").run().expect(1);
     assert!(client.all_alive() && !client.termed(), "{finished}");
     assert!(finished.classed(client.id(), "foreign"), "{finished}");
-    let finished = free.matching("browser").run().expect(0);
-    assert!(client.all_gone(), "{finished}");
+    for rule in ["--match=browser", "--any-owner"] {
+        let finished = free.clone().arg(rule).timeout("500ms").run().expect(1);
+        assert!(finished.classed(client.id(), "stale"), "{finished}");
+        assert!(client.all_alive() && !client.termed(), "{finished}");
+    }
+    let waiting = free.matching("browser").start();
+    waiting.waits();
+    client.child.signal(nix::sys::signal::Signal::SIGTERM);
+    waiting.finish().expect(0);
 }
 
 /// The listener lies in a Unix socket's queue: nobody has a descriptor, no signal helps.
@@ -185,13 +192,16 @@ fn in_flight(world: &World) {
     let sender = world.standin("--inflight").listen("127.0.0.1", port).start();
     assert!(guard_tests::kernel::owners(sender.inode()).is_empty(), "nobody has a descriptor for it");
     assert!(!world.netns.bindable("127.0.0.1", port));
-    let finished =
-        world.free(port).matching("standin").timeout("1s").by(Caller::init_emptied()).run().expect(1);
-    assert_eq!(finished.verdict(), Verdict::Busy, "{finished}");
-    let snapshots = finished.of("snapshot");
-    let holders = snapshots.last().expect("a snapshot").holders();
-    let holder = holders.iter().find(|holder| holder.inode() == Some(sender.inode()));
-    assert!(holder.is_some_and(|holder| holder.kernel_held()), "{finished}");
-    assert!(finished.signals().is_empty(), "{finished}");
-    assert!(sender.all_alive() && !sender.termed(), "{finished}");
+    let free = world.free(port).matching("standin").timeout("500ms");
+    // Some machines close init's descriptors even to root; that hinders nothing.
+    for free in [free.clone(), free.by(Caller::init_emptied())] {
+        let finished = free.run().expect(1);
+        assert_eq!(finished.verdict(), Verdict::Busy, "{finished}");
+        let snapshots = finished.of("snapshot");
+        let holders = snapshots.last().expect("a snapshot").holders();
+        let holder = holders.iter().find(|holder| holder.inode() == Some(sender.inode()));
+        assert!(holder.is_some_and(|holder| holder.kernel_held()), "{finished}");
+        assert!(finished.signals().is_empty(), "{finished}");
+        assert!(sender.all_alive() && !sender.termed(), "{finished}");
+    }
 }

@@ -109,7 +109,16 @@ impl Assessment {
 
     /// What to do about the holders, given what a later probe said, if there
     /// was one, about each endpoint.
-    pub(super) fn decide(&self, plan: &Plan, probe: Option<&Probe>) -> Decision {
+    ///
+    /// `claimed` holds those who have claimed the port in this run. Only they
+    /// are ended for their connections too: nothing in the table tells an old
+    /// server's connection from a client that merely uses the port as its own.
+    pub(super) fn decide(
+        &self,
+        plan: &Plan,
+        probe: Option<&Probe>,
+        claimed: &BTreeSet<ProcessId>,
+    ) -> Decision {
         let in_the_way = self.in_the_way(plan, probe);
         let claimants: Vec<&JudgedHolder> =
             in_the_way.iter().copied().filter(|holder| holder.is_claimant()).collect();
@@ -134,11 +143,12 @@ impl Assessment {
                 return Decision::CannotTell(UnknownReason::OwnerHidden { uid, why: why.clone() });
             }
         }
-        let stale = owners_of(&in_the_way, |class| class == Class::Stale);
+        let mut stale = owners_of(&in_the_way, |class| class == Class::Stale);
+        stale.retain(|(id, _)| claimed.contains(id));
         let beyond_reach: Vec<ProcessId> = in_the_way
             .iter()
             .flat_map(|holder| &holder.owners)
-            .filter(|owner| owner.judgement.class == Class::Stale)
+            .filter(|owner| stale.iter().any(|(id, _)| *id == owner.id))
             .filter(|owner| owner.process.as_ref().is_some_and(|process| !plan.asker.may_signal(process)))
             .map(|owner| owner.id)
             .collect::<BTreeSet<_>>()
@@ -176,6 +186,24 @@ impl Assessment {
         blamed.into_iter().filter_map(|holder| self.holders.get(holder)).collect()
     }
 
+    /// Whoever has a claim on the port, of whatever class.
+    pub(super) fn claimers(&self) -> impl Iterator<Item = ProcessId> {
+        let claims = self.holders.iter().filter(|holder| holder.is_claimant());
+        claims.flat_map(|holder| &holder.owners).map(|owner| owner.id)
+    }
+
+    /// A listener or bound socket blocks the bind for certain.
+    pub(super) fn is_claimed(&self) -> bool {
+        self.holders.iter().any(|holder| holder.holder.certain && holder.is_claimant())
+    }
+
+    /// Only connections are to blame, whose end is not known in advance.
+    pub(super) fn lingers_on(&self, plan: &Plan, probe: Option<&Probe>) -> bool {
+        let blamed = self.in_the_way(plan, probe);
+        blamed.iter().all(|holder| !holder.is_claimant())
+            && blamed.iter().any(|holder| holder.holder.socket.expires.is_none())
+    }
+
     /// Newcomers that took the port for themselves. One that shares a stale
     /// owner's socket is merely its late child.
     pub(super) fn newcomers(&self) -> Vec<ProcessId> {
@@ -196,6 +224,37 @@ impl Assessment {
             .max()
             .map(|left| self.begun + left)
     }
+}
+
+/// Lingering sockets that a timeline shows of each look; the rest is counted.
+const MOST_LINGERING: usize = 32;
+
+/// What a timeline keeps of a look: every claim, some lingering sockets, and
+/// the number of the others.
+pub(super) fn for_the_record(holders: &[JudgedHolder]) -> (Vec<JudgedHolder>, usize) {
+    let mut lingering = 0;
+    let kept: Vec<JudgedHolder> = holders
+        .iter()
+        .filter(|holder| {
+            lingering += usize::from(!holder.is_claimant());
+            holder.is_claimant() || lingering <= MOST_LINGERING
+        })
+        .cloned()
+        .collect();
+    let left_out = holders.len() - kept.len();
+    (kept, left_out)
+}
+
+/// Two looks tell the same story: the same claims by the same owners. Queues
+/// fill, connections come and go and TIME_WAIT runs out all the time.
+pub(super) fn same_story(one: &[JudgedHolder], other: &[JudgedHolder]) -> bool {
+    let claims = |holders: &'_ [JudgedHolder]| -> Vec<_> {
+        let claims = holders.iter().filter(|holder| holder.is_claimant());
+        claims
+            .map(|holder| (holder.holder.socket.cookie, holder.holder.socket.state, holder.owners.clone()))
+            .collect()
+    };
+    one.is_empty() == other.is_empty() && claims(one) == claims(other)
 }
 
 /// `None` when the socket meets none of the endpoints, else whether it meets

@@ -7,7 +7,7 @@ use crate::model::{BindOutcome, ExitStatus, Instant, ProcessId, Signal, Snapshot
 use crate::prospect::{Prospect, settled};
 use crate::timeline::{Entry, Timeline};
 
-use super::assessment::{Assessment, worst_conflict};
+use super::assessment::{Assessment, for_the_record, same_story, worst_conflict};
 use super::escalation::Escalation;
 use super::verdict::Seen;
 use super::{Action, Decision, Fact, Goal, Hint, JudgedHolder, Outcome, Plan, SignalFailure};
@@ -18,6 +18,12 @@ mod deciding;
 /// goes well under a microsecond after the event, unless the closing task is
 /// preempted in between. Doubles up to [`Plan::recheck`].
 const SETTLE: Duration = Duration::from_micros(20);
+
+/// The time between two checks while only connections are to blame.
+const LINGERING: Duration = Duration::from_millis(5);
+
+/// The end of a connection brings the next check this near.
+const CONNECTION_PACE: Duration = Duration::from_millis(1);
 
 /// How often the owners are read again while the port stays busy: it finds
 /// new sharers and rivals that no event announced.
@@ -81,6 +87,12 @@ pub struct Gate {
     watched: BTreeSet<ProcessId>,
     seen_at_request: BTreeSet<ProcessId>,
     rivals: BTreeSet<ProcessId>,
+    /// Owners of a listener or a bound socket on the port, at any look.
+    claimed: BTreeSet<ProcessId>,
+    /// A claim on the port was seen, and nothing told of its end since.
+    claim_stands: bool,
+    /// Only connections are to blame.
+    lingers_on: bool,
     /// How processes that have begun to exit will have ended. A pidfd often
     /// cannot say: the status is kept only once the parent has taken it.
     exit_statuses: BTreeMap<ProcessId, ExitStatus>,
@@ -117,6 +129,9 @@ impl Gate {
             watched: BTreeSet::new(),
             seen_at_request: BTreeSet::new(),
             rivals: BTreeSet::new(),
+            claimed: BTreeSet::new(),
+            claim_stands: false,
+            lingers_on: false,
             exit_statuses: BTreeMap::new(),
             rounds: 0,
             out_of_sight: None,
@@ -224,7 +239,7 @@ impl Gate {
             self.want.snapshot |= !self.asked.snapshot;
         }
         if self.recheck_at <= now {
-            self.settle = (self.settle * 2).min(self.plan.recheck);
+            self.settle = (self.settle * 2).min(self.longest_pause());
             self.recheck_at = now + self.settle;
             self.check_port();
             // A look that failed is tried again.
@@ -235,7 +250,10 @@ impl Gate {
         let due = self.escalation.on_deadline(now);
         self.want.snapshot |= due.look;
         for process in due.unkillable {
-            self.timeline.record(now, Entry::Unkillable(process));
+            let seen = self.assessment.as_ref().and_then(|look| look.processes.get(&process.tgid));
+            let wait_channel =
+                seen.filter(|seen| seen.id == process).and_then(|seen| seen.wait_channel.clone());
+            self.timeline.record(now, Entry::Unkillable { process, wait_channel });
         }
         self.decide(now);
         self.ask();
@@ -244,6 +262,11 @@ impl Gate {
     /// How the run ended, once it has.
     pub const fn outcome(&self) -> Option<&Outcome> {
         self.outcome.as_ref()
+    }
+
+    /// Processes that were sent SIGTERM and are alive, as far as is known.
+    pub fn pending(&self) -> Vec<ProcessId> {
+        self.escalation.pending()
     }
 
     /// What happened so far.
@@ -266,7 +289,7 @@ impl Gate {
     pub fn decision(&self) -> Option<Decision> {
         let assessment = self.assessment.as_ref()?;
         let probe = self.probe.as_ref().filter(|probe| probe.begun >= assessment.ended);
-        Some(assessment.decide(&self.plan, probe))
+        Some(assessment.decide(&self.plan, probe, &self.claimed))
     }
 
     /// What is known about each endpoint, in the plan's order.
@@ -306,6 +329,12 @@ impl Gate {
 
     fn total_deadline(&self) -> Option<Instant> {
         self.plan.budgets.total.map(|total| self.timeline.began() + total)
+    }
+
+    /// Connections that are to blame by themselves end without any event that
+    /// every tier reports, so they are polled for.
+    fn longest_pause(&self) -> Duration {
+        if self.lingers_on { self.plan.recheck.min(LINGERING) } else { self.plan.recheck }
     }
 
     /// A strict probe would make the service's own strict bind fail while it is
@@ -388,10 +417,15 @@ impl Gate {
                 self.queue.push_back(Action::Watch(owner));
             }
         }
-        let changed = self.assessment.as_ref().is_none_or(|last| last.holders != assessment.holders);
-        if changed {
-            self.timeline.record(begun, Entry::Looked { holders: assessment.holders.clone(), took });
+        let known =
+            self.assessment.as_ref().is_some_and(|last| same_story(&last.holders, &assessment.holders));
+        if !known {
+            let (holders, left_out) = for_the_record(&assessment.holders);
+            self.timeline.record(begun, Entry::Looked { holders, left_out, took });
         }
+        self.claimed.extend(assessment.claimers());
+        self.claim_stands = assessment.is_claimed();
+        self.lingers_on = assessment.lingers_on(&self.plan, self.probe.as_ref());
         self.expiry_at = assessment.last_expiry(&self.plan).filter(|&at| at > now);
         self.count_round(&assessment.newcomers());
         if self.look_after.is_some_and(|after| begun >= after) {
@@ -483,9 +517,17 @@ impl Gate {
             }
             Hint::ListenerClosed { .. } | Hint::SocketReleased { .. } => {
                 self.released = self.released.max(Some(at));
+                self.claim_stands = false;
                 self.hasten_unless_proven(now);
             }
-            Hint::ConnectionReleased { .. } => self.hasten_unless_proven(now),
+            // While somebody claims the port, the end of a connection frees nothing.
+            Hint::ConnectionReleased { .. } if self.claim_stands => {}
+            // A busy server ends thousands a second: they bring the next check
+            // nearer, and none of them is worth one of its own.
+            Hint::ConnectionReleased { .. } => {
+                self.settle = self.settle.min(CONNECTION_PACE);
+                self.recheck_at = self.recheck_at.min(now + CONNECTION_PACE);
+            }
             // Its sockets are still open: this only explains what follows.
             Hint::OwnerExiting { process, status } => {
                 if let Some(status) = status {

@@ -310,7 +310,12 @@ fn an_unkillable_owner_is_named() {
     let owner = server(&mut kernel, Birth { stuck: true, ..Birth::of(Role::Service) }, &here());
     let report = run(plan(here()), kernel);
     assert_eq!(report.outcome, Some(Outcome::StillBusy { pending: vec![owner] }));
-    let named = report.gate.timeline().entries().iter().any(|(_, entry)| *entry == Entry::Unkillable(owner));
+    let named = report
+        .gate
+        .timeline()
+        .entries()
+        .iter()
+        .any(|(_, entry)| matches!(entry, Entry::Unkillable { process, .. } if *process == owner));
     assert!(named);
 }
 

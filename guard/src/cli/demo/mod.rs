@@ -56,7 +56,7 @@ impl Demo {
         }
         let rules = Rules { patterns: vec![literal(GATEWAY)], ..Rules::default() };
         let budgets = Budgets {
-            total: Some(self.drain + Duration::from_secs(20)),
+            total: Some(self.drain.saturating_add(Duration::from_secs(20))),
             drain: self.drain,
             confirm: Duration::from_secs(5),
         };

@@ -89,17 +89,18 @@ struct Scan {
     closed: BTreeSet<Tgid>,
 }
 
-/// Whether the process that has this number *now* holds a descriptor for
-/// `inode`. Asked after the evidence on it was read, this closes the gap in
-/// which the number could have been reused since the scan.
-pub fn owns(tgid: Tgid, inode: SocketInode) -> bool {
-    let mut scan = Scan::new(&BTreeSet::from([inode]));
-    let Ok(name) = std::ffi::CString::new(tgid.to_string()) else { return false };
+/// Which of `inodes` the process that has this number *now* holds a descriptor
+/// for. Asked after the evidence on it was read, this closes the gap in which
+/// the number could have been reused since the scan. One walk, whatever the
+/// number of sockets.
+pub fn owned_by(tgid: Tgid, inodes: &BTreeSet<SocketInode>) -> BTreeSet<SocketInode> {
+    let mut scan = Scan::new(inodes);
+    let Ok(name) = std::ffi::CString::new(tgid.to_string()) else { return BTreeSet::new() };
     let (mut of_tasks, mut of_fds) = (entries_buffer(), entries_buffer());
-    let Ok(proc) = open_proc() else { return false };
+    let Ok(proc) = open_proc() else { return BTreeSet::new() };
     // Gone or closed to us: not shown to be an owner.
     let _looked = scan.process(proc.as_fd(), &name, tgid, Threads::All, &mut of_tasks, &mut of_fds);
-    !scan.some_inode_has_no_owner()
+    scan.owners.into_iter().filter(|(_, owners)| !owners.is_empty()).map(|(inode, _)| inode).collect()
 }
 
 /// Room for the entries of a directory: about 1,000 numbers per system call.

@@ -99,7 +99,7 @@ impl Gate {
             return;
         }
         let looked = assessment.begun;
-        let decision = assessment.decide(&self.plan, Some(probe));
+        let decision = assessment.decide(&self.plan, Some(probe), &self.claimed);
         if !matches!(decision, Decision::CannotTell(_)) {
             self.out_of_sight = None;
         }

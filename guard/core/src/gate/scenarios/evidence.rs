@@ -127,8 +127,11 @@ fn a_flood_of_events_does_not_push_the_end_of_an_owner_out_of_the_timeline() {
         timeline.record(BEGIN, Entry::Event(hint));
     }
     let owner = ProcessId { tgid: Tgid(7), start: StartTime(7) };
-    timeline.record(BEGIN, Entry::Unkillable(owner));
+    timeline.record(BEGIN, Entry::Unkillable { process: owner, wait_channel: None });
     timeline.record(BEGIN, Entry::EventsLost(1));
-    assert_eq!(timeline.entries().last(), Some(&(BEGIN, Entry::Unkillable(owner))));
+    assert_eq!(
+        timeline.entries().last(),
+        Some(&(BEGIN, Entry::Unkillable { process: owner, wait_channel: None }))
+    );
     assert!(timeline.left_out() > 0);
 }
