@@ -155,3 +155,27 @@ fn a_probe_that_began_at_the_very_moment_of_a_listen_proves_nothing() {
     assert_eq!(gate.outcome(), None);
     assert!(!matches!(gate.verdicts()[0], Verdict::Free));
 }
+
+/// A socket table does not tell a client's own port from an old server's connection.
+#[test]
+fn the_owner_of_a_mere_connection_is_waited_for_and_never_signalled() {
+    for connection in [spec("127.0.0.1"), strict("127.0.0.1")] {
+        let mut kernel = Kernel::new();
+        let client = kernel.old(Birth::of(Role::Service));
+        kernel.put(Some(client), &strict("127.0.0.1"), TcpState::Established);
+        let report = run(plan(vec![connection]), kernel);
+        assert!(matches!(report.outcome, Some(Outcome::StillBusy { .. })), "{:?}", report.outcome);
+        assert_eq!(signals(&report), []);
+    }
+}
+
+/// The listener is closed on SIGTERM, the connections stay: a strict bind needs them gone too.
+#[test]
+fn an_owner_that_claimed_the_port_is_ended_for_its_connections_too() {
+    let mut kernel = Kernel::new();
+    let owner = kernel.old(Birth { on_term: OnTerm::Ignore, ..Birth::of(Role::Service) });
+    kernel.put(Some(owner), &strict("127.0.0.1"), TcpState::Listen);
+    kernel.put(Some(owner), &strict("127.0.0.1"), TcpState::Established);
+    let report = run(plan(vec![strict("127.0.0.1")]), kernel);
+    assert_eq!(signals(&report), [(owner, Signal::Term), (owner, Signal::Kill)]);
+}
