@@ -354,8 +354,8 @@ proptest! {
         prop_assume!(!rules.is_empty() && rules.uid.is_empty());
         let before = judged(&process, &rules);
         let after = judged(&process, &Rules { uid: vec![Uid(user)], ..rules }).class;
-        // A comm needs a witness, which the other kind may be.
-        let comm_alone = matches!(before.reasons.as_slice(), [Reason::CommAlone(_)]);
+        // A comm needs a witness, which the other kind may be; of a dying process only that is told.
+        let comm_alone = matches!(before.reasons.as_slice(), [Reason::CommAlone(_) | Reason::NoEvidence]);
         prop_assert!(after != Class::Stale || before.class == Class::Stale || comm_alone);
     }
 }
