@@ -309,6 +309,7 @@ impl Session {
                 Err(error) => Some(Fact::SnapshotFailed(error.to_string())),
             },
             Action::Watch(process) => self.watch(process),
+            Action::Evict(socket) => Some(act::evict(socket)),
             Action::Signal { process, signal } => {
                 Some(act::signal(process, self.exits.pidfd(process), signal))
             }

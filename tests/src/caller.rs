@@ -17,6 +17,9 @@ pub const NOBODY: u32 = 65534;
 /// `CAP_KILL`, from `include/uapi/linux/capability.h`.
 pub const CAP_KILL: i32 = 5;
 
+/// `CAP_NET_ADMIN`, from `include/uapi/linux/capability.h`.
+pub const CAP_NET_ADMIN: i32 = 12;
+
 /// An argument of `mount()` that is left out.
 const NOTHING: Option<&str> = None;
 

@@ -286,6 +286,12 @@ impl Finished {
         self.signals().into_iter().filter(|(to, _)| *to == process).map(|(_, signal)| signal).collect()
     }
 
+    /// The states of the sockets that it destroyed, in order.
+    pub fn evicted(&self) -> Vec<&str> {
+        let steps = self.of("run_step").into_iter().filter(|event| event.0["step"] == "evicted");
+        steps.map(|event| event.0["socket"]["state"].as_str().expect("a socket's state")).collect()
+    }
+
     /// The last verdict. A port that is free at the first probe needs no snapshot.
     ///
     /// # Panics

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use crate::gate::{Hint, JudgedHolder, Outcome, SignalFailure};
-use crate::model::{BindOutcome, ExitStatus, Instant, ProcessId, Signal};
+use crate::gate::{EvictionFailure, Hint, JudgedHolder, Outcome, SignalFailure};
+use crate::model::{BindOutcome, ExitStatus, Instant, ProcessId, Signal, Socket};
 use crate::policy::Judgement;
 
 /// The number of entries a timeline keeps. A run has a few dozen; a port with
@@ -57,6 +57,15 @@ pub enum Entry {
         /// Why not.
         failure: SignalFailure,
     },
+    /// A socket was destroyed.
+    Evicted(Socket),
+    /// A socket could not be destroyed.
+    EvictionFailed {
+        /// Which.
+        socket: Socket,
+        /// Why not.
+        failure: EvictionFailure,
+    },
     /// A process left: its whole thread group is dead, its sockets are closed.
     Gone {
         /// Who.
@@ -91,6 +100,8 @@ impl Entry {
             self,
             Self::Signalled { .. }
                 | Self::SignalFailed { .. }
+                | Self::Evicted(_)
+                | Self::EvictionFailed { .. }
                 | Self::Spared { .. }
                 | Self::Unkillable { .. }
                 | Self::Ended(_)

@@ -1,9 +1,11 @@
-//! Actions → world: signals, probes and commands.
+//! Actions → world: signals, destroyed sockets, probes and commands.
 
 mod command;
+mod evict;
 mod signal;
 
 pub use command::{Command, CommandError, replace};
+pub use evict::evict;
 pub use signal::signal;
 
 pub use crate::kernel::bind::bind_all as probe;

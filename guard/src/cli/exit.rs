@@ -7,6 +7,7 @@ use guard_core::model::Verdict;
 
 use crate::report::overall;
 use crate::runtime::RuntimeError;
+use crate::runtime::asker::EvictError;
 use crate::runtime::netns::NetnsError;
 
 /// How a command ended, for the process that waits for it.
@@ -57,7 +58,9 @@ impl Exit {
             Outcome::Unknown(_) => Self::Unknown,
             Outcome::Refused(_) => Self::Refused,
             Outcome::Duel(_) => Self::Duel,
-            Outcome::NotPermitted(_) | Outcome::CannotSignal(..) => Self::NotPermitted,
+            Outcome::NotPermitted(_) | Outcome::CannotSignal(..) | Outcome::CannotEvict(_) => {
+                Self::NotPermitted
+            }
         }
     }
 
@@ -88,6 +91,9 @@ pub(super) fn of_error(error: &anyhow::Error) -> Exit {
             NetnsError::Denied { .. } => Exit::NotPermitted,
             NetnsError::Failed { .. } => Exit::Unknown,
         };
+    }
+    if matches!(error.downcast_ref::<EvictError>(), Some(EvictError::Denied(_))) {
+        return Exit::NotPermitted;
     }
     match error.downcast_ref::<RuntimeError>() {
         Some(RuntimeError::Tier(error)) if error.is_denied() => Exit::NotPermitted,

@@ -36,7 +36,7 @@ impl Free {
         };
         let mut output = Output::new(context, self.output.json, verbose, Box::new(std::io::stdout()));
         if self.ending.dry_run {
-            let plan = options::plan_to_look(endpoints, &self.rules, self.ending.drain, &session)?;
+            let plan = options::plan_to_rehearse(endpoints, &self.rules, &self.ending, &session)?;
             let gate = session.run(plan, &mut output).await?;
             let exit = rehearsed(&gate);
             output.looked(&gate, &session, exit);
@@ -55,7 +55,7 @@ impl Free {
 pub(super) fn rehearsed(gate: &Gate) -> Exit {
     match (overall(&gate.verdicts()), gate.decision()) {
         (Verdict::Free, _) => Exit::Done,
-        (_, Some(Decision::End(_))) => Exit::Done,
+        (_, Some(Decision::End(_) | Decision::Evict(_))) => Exit::Done,
         (_, Some(Decision::Refuse(_))) => Exit::Refused,
         (_, Some(Decision::NotPermitted(_))) => Exit::NotPermitted,
         (_, Some(Decision::CannotTell(_))) | (Verdict::Unknown { .. }, _) | (_, None) => Exit::Unknown,

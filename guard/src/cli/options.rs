@@ -320,12 +320,22 @@ pub(super) struct EndingOptions {
     /// Open as soon as the port is bindable, although an ended process has not finished exiting
     #[arg(long)]
     pub(super) port_only: bool,
+    /// As the last resort, destroy the sockets that no signal helps against (SOCK_DESTROY, needs
+    /// CAP_NET_ADMIN): TIME_WAIT, connections, client source ports, and listeners that no process
+    /// has. Only if nothing else stays in the way; never a listener that somebody has
+    #[arg(long)]
+    evict: bool,
     /// Say who would get which signal and why; signal nobody
     #[arg(long)]
     pub(super) dry_run: bool,
 }
 
 impl EndingOptions {
+    /// What will be needed in the end is asked for before anything is done.
+    fn check(&self) -> Result<(), asker::EvictError> {
+        if self.evict { asker::may_evict() } else { Ok(()) }
+    }
+
     fn total(&self) -> Duration {
         self.timeout.unwrap_or(self.drain.saturating_add(Duration::from_secs(20)))
     }
@@ -333,6 +343,19 @@ impl EndingOptions {
 
 /// From SIGKILL until a process counts as unkillable.
 const CONFIRM: Duration = Duration::from_secs(5);
+
+/// A plan that only looks, and says what [`plan_to_free`] would do.
+pub(super) fn plan_to_rehearse(
+    endpoints: Vec<BindSpec>,
+    rules: &RuleOptions,
+    ending: &EndingOptions,
+    session: &Session,
+) -> anyhow::Result<Plan> {
+    ending.check()?;
+    let mut plan = plan_to_look(endpoints, rules, ending.drain, session)?;
+    plan.evict = ending.evict;
+    Ok(plan)
+}
 
 /// A plan that only looks, with the rules that `free` would use.
 pub(super) fn plan_to_look(
@@ -362,9 +385,11 @@ pub(super) fn plan_to_free(
     ending: &EndingOptions,
     session: &Session,
 ) -> anyhow::Result<Plan> {
+    ending.check()?;
     let budgets = Budgets { total: Some(ending.total()), drain: ending.drain, confirm: CONFIRM };
     let mut plan = plan(endpoints, Goal::Free, rules.rules(), budgets, session)?;
     plan.port_only = ending.port_only;
+    plan.evict = ending.evict;
     Ok(plan)
 }
 
@@ -384,6 +409,7 @@ pub(super) fn plan(
         budgets,
         recheck: session.recheck(),
         port_only: false,
+        evict: false,
     })
 }
 

@@ -53,7 +53,7 @@ impl Restart {
         };
         let mut output = Output::new(context, self.output.json, verbose, Box::new(std::io::stderr()));
         if self.ending.dry_run {
-            let plan = options::plan_to_look(endpoints, &self.rules, self.ending.drain, &session)?;
+            let plan = options::plan_to_rehearse(endpoints, &self.rules, &self.ending, &session)?;
             let gate = session.run(plan, &mut output).await?;
             let exit = rehearsed(&gate);
             output.looked(&gate, &session, exit);

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -187,22 +187,7 @@ fn bound_only_socket() -> io::Result<(Port, TcpListener)> {
 /// Whether `SOCK_DESTROY` works, tried on a listener of portguard's own. (A
 /// socket that does not exist answers `ENOENT` before any permission is asked.)
 pub fn sock_destroy() -> Answer {
-    let attempt = || -> Result<Result<(), DestroyError>, String> {
-        let listener =
-            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|e| format!("listening failed: {e}"))?;
-        let port = listener
-            .local_addr()
-            .ok()
-            .and_then(|a| Port::new(a.port()))
-            .ok_or("a listener without a port")?;
-        let mut diag = SockDiag::open().map_err(|e| e.to_string())?;
-        let sockets = diag.dump(port).map_err(|e| e.to_string())?;
-        let own = sockets
-            .iter()
-            .find(|socket| socket.state == TcpState::Listen && socket.address == Ipv4Addr::LOCALHOST);
-        Ok(diag.destroy(own.ok_or("the dump does not show portguard's own listener")?))
-    };
-    match attempt() {
+    match rehearse_destroy() {
         Ok(Ok(())) => Answer::Yes,
         Ok(Err(error @ (DestroyError::Unsupported { .. } | DestroyError::Denied { .. }))) => {
             Answer::no(error)
@@ -210,6 +195,26 @@ pub fn sock_destroy() -> Answer {
         Ok(Err(error)) => Answer::could_not_tell(error),
         Err(because) => Answer::could_not_tell(because),
     }
+}
+
+/// Destroys a listener of portguard's own, in the calling thread's network
+/// namespace.
+///
+/// # Errors
+///
+/// The inner one is the answer, the outer one says in words why there is none.
+pub fn rehearse_destroy() -> Result<Result<(), DestroyError>, String> {
+    // The wildcard is for a namespace whose `lo` is down.
+    let listener =
+        TcpListener::bind(&[(Ipv4Addr::LOCALHOST, 0).into(), (Ipv4Addr::UNSPECIFIED, 0).into()][..])
+            .map_err(|e| format!("listening failed: {e}"))?;
+    let local: SocketAddr =
+        listener.local_addr().map_err(|e| format!("a listener without an address: {e}"))?;
+    let port = Port::new(local.port()).ok_or("a listener without a port")?;
+    let mut diag = SockDiag::open().map_err(|e| e.to_string())?;
+    let sockets = diag.dump(port).map_err(|e| e.to_string())?;
+    let own = sockets.iter().find(|socket| socket.state == TcpState::Listen && socket.address == local.ip());
+    Ok(diag.destroy(own.ok_or("the dump does not show portguard's own listener")?))
 }
 
 fn own_process() -> Result<ProcessId, Answer> {

@@ -133,6 +133,11 @@ impl<W: Write> Human<W> {
                 pids(stale.iter().map(|(id, _)| id)),
                 span(gate.plan().budgets.drain)
             ),
+            Decision::Evict(sockets) => {
+                let (first, others) = (sockets.first().map(words::socket), sockets.len().saturating_sub(1));
+                let others = if others > 0 { format!(" and {others} more") } else { String::new() };
+                format!("free would signal nobody and destroy {}{others}", first.unwrap_or_default())
+            }
             Decision::Refuse(refused) => format!(
                 "free would refuse and signal nobody: {} may not be ended",
                 pids(refused.iter().map(|(id, _)| id))
@@ -225,6 +230,10 @@ impl<W: Write> Human<W> {
                 ));
                 self.holders(gate.holders(), true);
             }
+            Some(Outcome::CannotEvict(why)) => {
+                self.line(&format!("not permitted: {why}"));
+                self.holders(gate.holders(), true);
+            }
             Some(Outcome::CannotSignal(process, why)) => {
                 self.line(&format!("cannot signal pid {process}: {why}"));
             }
@@ -292,6 +301,10 @@ pub(super) fn step(entry: &Entry, context: &Context, tier: Tier) -> Option<Strin
         Entry::SignalFailed { process, signal, failure } => {
             let (_, why) = words::signal_failure(failure);
             format!("{signal} to pid {process} was not delivered: {why}")
+        }
+        Entry::Evicted(socket) => format!("destroyed {}", words::socket(socket)),
+        Entry::EvictionFailed { socket, failure } => {
+            format!("{} was not destroyed: {}", words::socket(socket), words::eviction_failure(failure))
         }
         Entry::Gone { process, status } => format!("pid {process} {}", words::exit_status(*status)),
         Entry::Spared { process, judgement: why } => {

@@ -1,21 +1,22 @@
 //! The event stream: one JSON object a line.
 
-use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
-use guard_core::gate::{Decision, Gate, Hint, JudgedHolder, JudgedOwner, Outcome};
-use guard_core::model::{ExitStatus, Instant, Owners, ProcessId, Seen, TcpState, Verdict};
+use guard_core::gate::{Decision, Gate, Hint, JudgedHolder, Outcome};
+use guard_core::model::{ExitStatus, Instant, ProcessId, Verdict};
 use guard_core::policy::{Class, Judgement, Reason};
-use guard_core::prospect::{Expected, Prospect};
 use guard_core::timeline::Entry;
 use serde::Serialize;
 
+use self::sockets::{BindBody, HolderBody, SocketBody, bind, holder, socket_body};
 use super::words::{self, Context};
 use crate::runtime::Tier;
 use crate::runtime::{Sink, wall_clock};
+
+mod sockets;
 
 /// The schema version of every event. A breaking change raises it.
 const VERSION: u32 = 1;
@@ -128,64 +129,12 @@ struct EndpointVerdict {
     binds: Vec<BindBody>,
 }
 
-/// What a bind of one kind would meet.
-#[derive(Serialize)]
-struct BindBody {
-    reuse_address: bool,
-    expected: &'static str,
-    blockers: BTreeMap<&'static str, usize>,
-    clears_in_ms: Option<u64>,
-}
-
 /// What `free` would do about the holders.
 #[derive(Serialize)]
 struct DecisionBody {
     action: &'static str,
     processes: Vec<RefusedOwner>,
     detail: Option<String>,
-}
-
-#[derive(Serialize)]
-struct HolderBody {
-    state: &'static str,
-    address: IpAddr,
-    port: u16,
-    remote: Option<SocketAddr>,
-    v6only: Option<bool>,
-    reuse_address: Option<bool>,
-    reuse_port: Option<bool>,
-    uid: u32,
-    inode: Option<u64>,
-    cookie: Option<u64>,
-    conflict: &'static str,
-    kernel_held: bool,
-    time_wait_remaining_ms: Option<u64>,
-    accept_queue: Option<u32>,
-    backlog: Option<u32>,
-    owners: OwnersBody,
-}
-
-#[derive(Serialize)]
-struct OwnersBody {
-    visibility: &'static str,
-    why: Option<String>,
-    processes: Vec<OwnerBody>,
-}
-
-#[derive(Serialize)]
-struct OwnerBody {
-    pid: u32,
-    start: u64,
-    parent: Option<u32>,
-    uid: Option<u32>,
-    comm: Option<String>,
-    exe: Option<String>,
-    exe_deleted: bool,
-    argv: Option<Vec<String>>,
-    cgroup: Option<String>,
-    wait_channel: Option<String>,
-    class: &'static str,
-    reasons: Vec<Why>,
 }
 
 #[derive(Serialize)]
@@ -230,6 +179,8 @@ struct Detail {
     outcomes: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     took_us: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    socket: Option<SocketBody>,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
 }
@@ -356,6 +307,17 @@ impl<W: Write> Sink for Json<W> {
                     ..of(*process)
                 },
             ),
+            Entry::Evicted(socket) => {
+                step("evicted", Detail { socket: Some(socket_body(socket)), ..Detail::default() })
+            }
+            Entry::EvictionFailed { socket, failure } => step(
+                "eviction_failed",
+                Detail {
+                    socket: Some(socket_body(socket)),
+                    detail: Some(words::eviction_failure(failure).to_owned()),
+                    ..Detail::default()
+                },
+            ),
             Entry::Gone { process, status } => {
                 Body::OwnerExited { pid: process.tgid.0, start: process.start.0, how: how(*status) }
             }
@@ -400,19 +362,6 @@ fn micros(span: Duration) -> f64 {
 
 fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn bind(prospect: &Prospect) -> BindBody {
-    BindBody {
-        reuse_address: prospect.spec.reuse_address,
-        expected: match prospect.expected {
-            Expected::Success => "success",
-            Expected::Unclear => "unclear",
-            Expected::Failure => "failure",
-        },
-        blockers: prospect.blockers.iter().map(|(state, &count)| (state.name(), count)).collect(),
-        clears_in_ms: prospect.clears.map(millis),
-    }
 }
 
 fn endpoint(spec: &guard_core::model::BindSpec) -> Endpoint {
@@ -482,6 +431,10 @@ fn decision(decision: Decision) -> DecisionBody {
         Decision::End(stale) => {
             DecisionBody { action: "end", processes: stale.iter().map(refused_owner).collect(), detail: None }
         }
+        Decision::Evict(sockets) => {
+            let sockets: Vec<String> = sockets.iter().map(words::socket).collect();
+            DecisionBody { action: "evict", processes: Vec::new(), detail: Some(sockets.join("; ")) }
+        }
         Decision::Refuse(refused) => DecisionBody {
             action: "refuse",
             processes: refused.iter().map(refused_owner).collect(),
@@ -497,57 +450,6 @@ fn decision(decision: Decision) -> DecisionBody {
             processes: Vec::new(),
             detail: Some(words::unknown(&reason)),
         },
-    }
-}
-
-fn holder(judged: &JudgedHolder) -> HolderBody {
-    let socket = &judged.holder.socket;
-    let (visibility, why) = match &judged.holder.owners {
-        Owners::All(_) => ("all", None),
-        Owners::Some(_, why) => ("some", Some(words::unseen(why))),
-        Owners::NoFile => ("none", None),
-    };
-    HolderBody {
-        state: socket.state.name(),
-        address: socket.address,
-        port: socket.port.get(),
-        remote: socket.remote.map(|(address, port)| SocketAddr::new(address, port)),
-        v6only: socket.v6only,
-        reuse_address: socket.reuse_address,
-        reuse_port: socket.reuse_port,
-        uid: socket.uid.0,
-        inode: socket.inode.map(|inode| inode.0),
-        cookie: socket.cookie.map(|cookie| cookie.0),
-        conflict: if judged.holder.certain { "certain" } else { "possible" },
-        kernel_held: judged.is_kernel_held(),
-        time_wait_remaining_ms: socket
-            .expires
-            .filter(|_| matches!(socket.state, TcpState::TimeWait | TcpState::FinWait2))
-            .map(millis),
-        accept_queue: socket.accept_queue,
-        backlog: socket.backlog,
-        owners: OwnersBody { visibility, why, processes: judged.owners.iter().map(owner).collect() },
-    }
-}
-
-fn owner(owner: &JudgedOwner) -> OwnerBody {
-    let process = owner.process.as_ref();
-    OwnerBody {
-        pid: owner.id.tgid.0,
-        start: owner.id.start.0,
-        parent: process.and_then(|process| process.parent).map(|parent| parent.0),
-        uid: process.map(|process| process.uid.0),
-        comm: process.map(|process| process.comm.clone()),
-        exe: process.and_then(|process| process.exe.known().cloned()),
-        exe_deleted: process.is_some_and(|process| process.exe_deleted),
-        argv: process.and_then(|process| match &process.argv {
-            Seen::Known(argv) => Some(argv.clone()),
-            Seen::Hidden | Seen::Absent => None,
-        }),
-        cgroup: process.and_then(|process| process.cgroup.clone()),
-        wait_channel: process.and_then(|process| process.wait_channel.clone()),
-        class: owner.judgement.class.name(),
-        reasons: whys(&owner.judgement),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use guard_core::gate::{JudgedHolder, Outcome, SignalFailure};
+use guard_core::gate::{EvictionFailure, JudgedHolder, Outcome, SignalFailure};
 use guard_core::model::{
     BindOutcome, BindSpec, ExitStatus, Owners, Process, ProcessId, ProcessState, Seen, Signal, Socket,
     TcpState, UnknownReason, Unseen, Verdict,
@@ -33,6 +33,7 @@ pub const fn outcome_code(outcome: &Outcome) -> &'static str {
         Outcome::Duel(_) => "duel",
         Outcome::NotPermitted(_) => "not_permitted",
         Outcome::CannotSignal(..) => "cannot_signal",
+        Outcome::CannotEvict(_) => "cannot_evict",
     }
 }
 
@@ -114,6 +115,13 @@ pub(super) fn bind_outcome(outcome: &BindOutcome) -> String {
         BindOutcome::FamilyMissing => "EAFNOSUPPORT".to_owned(),
         BindOutcome::NotPermitted => "EACCES".to_owned(),
         BindOutcome::Failed(why) => why.clone(),
+    }
+}
+
+pub(super) fn eviction_failure(failure: &EvictionFailure) -> &str {
+    match failure {
+        EvictionFailure::Gone => "it is gone already",
+        EvictionFailure::NotPermitted(why) | EvictionFailure::Failed(why) => why,
     }
 }
 

@@ -2,11 +2,13 @@
 
 use guard_core::model::Tgid;
 use guard_core::policy::Asker;
+use tracing::debug;
 
 pub use crate::kernel::bind::ipv6_available;
 use crate::kernel::features;
 pub use crate::kernel::names::{interface_index, user_id};
 use crate::kernel::procfs::{self, ProcError};
+use crate::kernel::sock_diag::DestroyError;
 
 /// It cannot be told who portguard itself is, so nobody can be ended safely.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +19,36 @@ pub enum AskerError {
     /// `/proc` shows other processes.
     #[error("/proc does not show portguard itself: it belongs to another PID namespace; mount the right one")]
     OtherProc,
+}
+
+/// Sockets cannot be destroyed.
+#[derive(Debug, thiserror::Error)]
+pub enum EvictError {
+    /// This user may not.
+    #[error("--evict is not possible for this user: {0}")]
+    Denied(DestroyError),
+    /// This kernel cannot.
+    #[error("--evict is not possible here: {0}")]
+    Impossible(DestroyError),
+}
+
+/// Makes sure that sockets can be destroyed in this network namespace, by
+/// destroying one of portguard's own. Where there is no port left for that, the
+/// run goes on and ends at the first refusal.
+///
+/// # Errors
+///
+/// See [`EvictError`].
+pub fn may_evict() -> Result<(), EvictError> {
+    match features::rehearse_destroy() {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error @ DestroyError::Denied { .. })) => Err(EvictError::Denied(error)),
+        Ok(Err(error)) => Err(EvictError::Impossible(error)),
+        Err(why) => {
+            debug!(why, "could not try to destroy a socket");
+            Ok(())
+        }
+    }
 }
 
 /// This process, its ancestors and its rights, as of now.

@@ -5,6 +5,7 @@ mod addresses;
 mod binds;
 mod crash;
 mod ending;
+mod evicting;
 mod exit_codes;
 mod heavy;
 mod leftovers;

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::conflict::{Conflict, conflict};
 use crate::model::{
-    BindOutcome, Holder, Instant, Process, ProcessId, Snapshot, Socket, TcpState, Tgid, UnknownReason,
+    BindOutcome, Holder, Instant, Process, ProcessId, Snapshot, Socket, SocketCookie, TcpState, Tgid,
+    UnknownReason,
 };
 use crate::policy::{self, Class, Judgement};
 use crate::prospect::{Prospect, prospects};
 
-use super::Plan;
 use super::machine::Probe;
+use super::{Plan, eviction};
 
 /// One owner of a holder, judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +48,7 @@ impl JudgedHolder {
 
     /// It claims the port for itself: a listener, or a socket that was bound
     /// and is not connected. Connections only linger.
-    fn is_claimant(&self) -> bool {
+    pub(super) fn is_claimant(&self) -> bool {
         matches!(self.holder.socket.state, TcpState::Listen | TcpState::BoundInactive | TcpState::Close)
     }
 }
@@ -59,12 +60,24 @@ pub enum Decision {
     Wait,
     /// These stale owners are to be ended.
     End(Vec<(ProcessId, Judgement)>),
+    /// No signal helps any more, and these sockets can be destroyed: they are all
+    /// there is in the way. Only with [`Plan::evict`].
+    Evict(Vec<Socket>),
     /// These owners may not be ended, so nobody is.
     Refuse(Vec<(ProcessId, Judgement)>),
     /// The guard's user may not signal these stale owners, so nobody is ended.
     NotPermitted(Vec<ProcessId>),
     /// An owner cannot be seen, so nobody is ended.
     CannotTell(UnknownReason),
+}
+
+/// What earlier steps of the run have shown and done.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Past {
+    /// Owners of a listener or a bound socket on the port, at any look.
+    pub(super) claimed: BTreeSet<ProcessId>,
+    /// Sockets that were asked to be destroyed: each is tried once.
+    pub(super) evicted: BTreeSet<SocketCookie>,
 }
 
 /// The holders that one look found.
@@ -110,15 +123,10 @@ impl Assessment {
     /// What to do about the holders, given what a later probe said, if there
     /// was one, about each endpoint.
     ///
-    /// `claimed` holds those who have claimed the port in this run. Only they
-    /// are ended for their connections too: nothing in the table tells an old
-    /// server's connection from a client that merely uses the port as its own.
-    pub(super) fn decide(
-        &self,
-        plan: &Plan,
-        probe: Option<&Probe>,
-        claimed: &BTreeSet<ProcessId>,
-    ) -> Decision {
+    /// Of `past`, only those who claimed the port are ended for their
+    /// connections too: nothing in the table tells an old server's connection
+    /// from a client that merely uses the port as its own.
+    pub(super) fn decide(&self, plan: &Plan, probe: Option<&Probe>, past: &Past) -> Decision {
         let in_the_way = self.in_the_way(plan, probe);
         let claimants: Vec<&JudgedHolder> =
             in_the_way.iter().copied().filter(|holder| holder.is_claimant()).collect();
@@ -144,7 +152,7 @@ impl Assessment {
             }
         }
         let mut stale = owners_of(&in_the_way, |class| class == Class::Stale);
-        stale.retain(|(id, _)| claimed.contains(id));
+        stale.retain(|(id, _)| past.claimed.contains(id));
         let beyond_reach: Vec<ProcessId> = in_the_way
             .iter()
             .flat_map(|holder| &holder.owners)
@@ -157,7 +165,8 @@ impl Assessment {
         if !beyond_reach.is_empty() {
             Decision::NotPermitted(beyond_reach)
         } else if stale.is_empty() {
-            Decision::Wait
+            let evictable = eviction::evictable(plan, &in_the_way, &past.evicted);
+            if evictable.is_empty() { Decision::Wait } else { Decision::Evict(evictable) }
         } else {
             Decision::End(stale)
         }

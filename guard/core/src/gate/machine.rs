@@ -7,12 +7,15 @@ use crate::model::{BindOutcome, ExitStatus, Instant, ProcessId, Signal, Snapshot
 use crate::prospect::{Prospect, settled};
 use crate::timeline::{Entry, Timeline};
 
-use super::assessment::{Assessment, for_the_record, same_story, worst_conflict};
+use super::assessment::{Assessment, Past, for_the_record, same_story, worst_conflict};
 use super::escalation::Escalation;
 use super::verdict::Seen;
-use super::{Action, Decision, Fact, Goal, Hint, JudgedHolder, Outcome, Plan, SignalFailure};
+use super::{
+    Action, Decision, EvictionFailure, Fact, Goal, Hint, JudgedHolder, Outcome, Plan, SignalFailure,
+};
 
 mod deciding;
+mod hints;
 
 /// The first pause after an event whose probe still failed: the bind bucket
 /// goes well under a microsecond after the event, unless the closing task is
@@ -87,8 +90,7 @@ pub struct Gate {
     watched: BTreeSet<ProcessId>,
     seen_at_request: BTreeSet<ProcessId>,
     rivals: BTreeSet<ProcessId>,
-    /// Owners of a listener or a bound socket on the port, at any look.
-    claimed: BTreeSet<ProcessId>,
+    past: Past,
     /// A claim on the port was seen, and nothing told of its end since.
     claim_stands: bool,
     /// Only connections are to blame.
@@ -100,6 +102,10 @@ pub struct Gate {
     /// Since when an owner that the guard's user should see is not to be seen.
     out_of_sight: Option<Instant>,
     failure: Option<String>,
+    /// Destructions whose answer is not there yet.
+    evicting: usize,
+    /// Since when nobody is seen to have a listener that is in the way.
+    kernel_held: Option<Instant>,
 }
 
 impl Gate {
@@ -129,13 +135,15 @@ impl Gate {
             watched: BTreeSet::new(),
             seen_at_request: BTreeSet::new(),
             rivals: BTreeSet::new(),
-            claimed: BTreeSet::new(),
+            past: Past::default(),
             claim_stands: false,
             lingers_on: false,
             exit_statuses: BTreeMap::new(),
             rounds: 0,
             out_of_sight: None,
             failure: None,
+            evicting: 0,
+            kernel_held: None,
             plan,
         };
         if gate.plan.goal == Goal::Look {
@@ -188,6 +196,17 @@ impl Gate {
             Fact::SignalDelivered { process, signal } => self.signal_delivered(process, signal, now),
             Fact::SignalFailed { process, signal, failure } => {
                 self.signal_failed(process, signal, failure, now);
+            }
+            Fact::Evicted(socket) => self.eviction_answered(Entry::Evicted(socket), now),
+            Fact::EvictionFailed { socket, failure } => {
+                let denied = match &failure {
+                    EvictionFailure::NotPermitted(why) => Some(why.clone()),
+                    EvictionFailure::Gone | EvictionFailure::Failed(_) => None,
+                };
+                self.eviction_answered(Entry::EvictionFailed { socket, failure }, now);
+                if let Some(why) = denied {
+                    self.end(Outcome::CannotEvict(why), now);
+                }
             }
             Fact::TierChanged { tier, recheck } => {
                 self.timeline.record(now, Entry::TierChanged(tier));
@@ -289,7 +308,7 @@ impl Gate {
     pub fn decision(&self) -> Option<Decision> {
         let assessment = self.assessment.as_ref()?;
         let probe = self.probe.as_ref().filter(|probe| probe.begun >= assessment.ended);
-        Some(assessment.decide(&self.plan, probe, &self.claimed))
+        Some(assessment.decide(&self.plan, probe, &self.past))
     }
 
     /// What is known about each endpoint, in the plan's order.
@@ -423,7 +442,7 @@ impl Gate {
             let (holders, left_out) = for_the_record(&assessment.holders);
             self.timeline.record(begun, Entry::Looked { holders, left_out, took });
         }
-        self.claimed.extend(assessment.claimers());
+        self.past.claimed.extend(assessment.claimers());
         self.claim_stands = assessment.is_claimed();
         self.lingers_on = assessment.lingers_on(&self.plan, self.probe.as_ref());
         self.expiry_at = assessment.last_expiry(&self.plan).filter(|&at| at > now);
@@ -506,57 +525,6 @@ impl Gate {
         self.note_probe(Probe { begun, by_table: false, outcomes });
     }
 
-    fn take_hint(&mut self, hint: Hint, at: Instant, now: Instant) {
-        self.timeline.record(at, Entry::Event(hint));
-        match hint {
-            Hint::ListenerOpened { .. } => {
-                // A probe that began in the same nanosecond proves nothing.
-                self.doubted = self.doubted.max(at + Duration::from_nanos(1));
-                self.want.snapshot |= self.plan.goal != Goal::Look;
-                self.hasten(now);
-            }
-            Hint::ListenerClosed { .. } | Hint::SocketReleased { .. } => {
-                self.released = self.released.max(Some(at));
-                self.claim_stands = false;
-                self.hasten_unless_proven(now);
-            }
-            // While somebody claims the port, the end of a connection frees nothing.
-            Hint::ConnectionReleased { .. } if self.claim_stands => {}
-            // A busy server ends thousands a second: they bring the next check
-            // nearer, and none of them is worth one of its own.
-            Hint::ConnectionReleased { .. } => {
-                self.settle = self.settle.min(CONNECTION_PACE);
-                self.recheck_at = self.recheck_at.min(now + CONNECTION_PACE);
-            }
-            // Its sockets are still open: this only explains what follows.
-            Hint::OwnerExiting { process, status } => {
-                if let Some(status) = status {
-                    self.exit_statuses.insert(process, status);
-                }
-            }
-        }
-    }
-
-    /// A release cannot contradict a standing proof. Probing all the same could
-    /// go on for ever: where the kernel announces every destroyed socket, the
-    /// probe's own is among them.
-    fn hasten_unless_proven(&mut self, now: Instant) {
-        let proven = self.probe.as_ref().is_some_and(|probe| probe.all_bindable() && self.stands(probe));
-        if !proven {
-            self.hasten(now);
-        }
-    }
-
-    fn owner_gone(&mut self, process: ProcessId, status: Option<ExitStatus>, now: Instant) {
-        let status = status.or_else(|| self.exit_statuses.remove(&process));
-        self.timeline.record(now, Entry::Gone { process, status });
-        self.escalation.finish(process);
-        // The proof that opens must be younger than the last condition.
-        self.doubted = self.doubted.max(now);
-        self.want.snapshot |= self.probe.as_ref().is_some_and(|probe| !probe.all_bindable());
-        self.hasten(now);
-    }
-
     fn signal_delivered(&mut self, process: ProcessId, signal: Signal, now: Instant) {
         self.escalation.delivered(process, signal, now);
         let Some(judgement) = self.escalation.judgement(process).cloned() else { return };
@@ -575,6 +543,14 @@ impl Gate {
             SignalFailure::NotPermitted => self.end(Outcome::NotPermitted(vec![process]), now),
             SignalFailure::Failed(why) => self.end(Outcome::CannotSignal(process, why), now),
         }
+    }
+
+    fn eviction_answered(&mut self, entry: Entry, now: Instant) {
+        self.timeline.record(now, entry);
+        self.evicting = self.evicting.saturating_sub(1);
+        // What was looked at before is no longer so.
+        self.want.snapshot = true;
+        self.hasten(now);
     }
 
     fn end(&mut self, outcome: Outcome, now: Instant) {

@@ -14,6 +14,7 @@
 //! | [`Action::ReadTable`] | [`Fact::TableRead`] or [`Fact::SnapshotFailed`] |
 //! | [`Action::Probe`] | [`Fact::Probed`] |
 //! | [`Action::Watch`] | [`Fact::OwnerGone`], whenever that happens |
+//! | [`Action::Evict`] | [`Fact::Evicted`] or [`Fact::EvictionFailed`] |
 //! | [`Action::Signal`] | [`Fact::SignalDelivered`] or [`Fact::SignalFailed`] |
 //!
 //! Nothing here returns a `Result`: what fails outside is an observation too.
@@ -26,6 +27,7 @@
 
 mod assessment;
 mod escalation;
+mod eviction;
 mod machine;
 #[cfg(test)]
 mod properties;
@@ -86,6 +88,9 @@ pub struct Plan {
     pub recheck: Duration,
     /// Open as soon as the port is bindable, although an ended owner still lives.
     pub port_only: bool,
+    /// Destroy the sockets that no signal helps against, as the last resort:
+    /// see [`Decision::Evict`].
+    pub evict: bool,
 }
 
 /// A hint from the kernel: something changed on a watched port.
@@ -135,6 +140,17 @@ pub enum SignalFailure {
     IdentityChanged,
     /// The kernel refused: other user, no `CAP_KILL`.
     NotPermitted,
+    /// Anything else, in words.
+    Failed(String),
+}
+
+/// Why a socket could not be destroyed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EvictionFailure {
+    /// The socket is gone already, which is as good.
+    Gone,
+    /// The kernel refused: no `CAP_NET_ADMIN`.
+    NotPermitted(String),
     /// Anything else, in words.
     Failed(String),
 }
@@ -195,6 +211,15 @@ pub enum Fact {
         /// Why not.
         failure: SignalFailure,
     },
+    /// A socket was destroyed.
+    Evicted(Socket),
+    /// A socket was not destroyed.
+    EvictionFailed {
+        /// Which.
+        socket: Socket,
+        /// Why not.
+        failure: EvictionFailure,
+    },
     /// Facts come from another tier from now on.
     TierChanged {
         /// Its name.
@@ -223,6 +248,8 @@ pub enum Action {
     Probe,
     /// Report when this process is gone.
     Watch(ProcessId),
+    /// Destroy this socket, recognised by its cookie (`SOCK_DESTROY`).
+    Evict(Socket),
     /// Deliver a signal, by pidfd, after comparing the start time.
     Signal {
         /// To whom.
@@ -265,6 +292,8 @@ pub enum Outcome {
     Duel(Vec<ProcessId>),
     /// The guard's user may not signal these stale owners.
     NotPermitted(Vec<ProcessId>),
+    /// The guard's user may not destroy sockets, in words.
+    CannotEvict(String),
     /// A signal failed for a reason that is no matter of permission, in words.
     CannotSignal(ProcessId, String),
 }

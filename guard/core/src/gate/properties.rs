@@ -11,6 +11,9 @@
 //! - SIGKILL follows SIGTERM by the drain budget, and a look by then still
 //!   showed the process stale;
 //! - a strict bind is probed only after a table without a certain conflict;
+//! - nothing is destroyed but when asked for, after everybody who was to be ended
+//!   is gone, while no stranger listens, and never a listener that somebody has
+//!   nor anything that somebody protected has;
 //! - a live gate has a deadline and does not spin, an ended one does nothing;
 //! - an opened gate leaves nobody behind whom it signalled, but for
 //!   `port_only`.
@@ -22,7 +25,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use self::cases::{Case, any_case, steady_case, yielding_case};
+use self::cases::{Case, any_case, evictable_case, steady_case, yielding_case};
 use super::toy::{BEGIN, Report, Weather, ms};
 use super::{Goal, Outcome};
 
@@ -54,7 +57,7 @@ proptest! {
         prop_assert!(report.outcome.is_some(), "it neither ended nor gave up");
         prop_assert!(report.at <= BEGIN + case.total, "it ended after its deadline: {:?}", report.at);
         if case.goal != Goal::Free {
-            prop_assert!(report.sent.is_empty());
+            prop_assert!(report.sent.is_empty() && report.evicted.is_empty());
         }
         let again = case.driver().run(patience(&case));
         prop_assert_eq!(report.timeline, again.timeline, "the same inputs gave different outputs");
@@ -74,6 +77,16 @@ proptest! {
         let slack = case.slowest_step() * 24;
         let late = report.at.since(ready);
         prop_assert!(late <= case.recheck + slack, "opened {late:?} after it could: {}", report.timeline);
+    }
+
+    #[test]
+    fn a_port_whose_last_holders_can_be_destroyed_opens(case in evictable_case()) {
+        let report = case.driver().run(patience(&case));
+        prop_assert!(matches!(report.outcome, Some(Outcome::Opened(_))), "{:?}", report.outcome);
+        // TIME_WAIT outlasts the run, so it did not go by itself.
+        if case.time_waits.is_empty() && !case.pinned && case.connection.is_none() {
+            prop_assert!(report.evicted.is_empty(), "{:?}", report.evicted);
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::policy::{Asker, Class, Reason};
 use crate::timeline::Entry;
 use std::time::Duration;
 
+mod evicting;
 mod evidence;
 mod looking;
 mod waiting;

@@ -97,5 +97,6 @@ pub(super) fn plan(endpoints: Vec<BindSpec>) -> Plan {
         budgets: Budgets { total: Some(ms(3_000)), drain: ms(100), confirm: ms(100) },
         recheck: ms(5),
         port_only: false,
+        evict: false,
     }
 }

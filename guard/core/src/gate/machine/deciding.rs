@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Gate, LOOK_AGAIN};
 use crate::gate::verdict::permanently_unknown;
 use crate::gate::{Action, Decision, Goal, Outcome, Proof};
-use crate::model::{BindOutcome, Instant, Signal, UnknownReason};
+use crate::model::{BindOutcome, Instant, Signal, Socket, TcpState, UnknownReason};
 use crate::policy::{self, Class};
 use crate::timeline::Entry;
 
@@ -99,12 +99,16 @@ impl Gate {
             return;
         }
         let looked = assessment.begun;
-        let decision = assessment.decide(&self.plan, Some(probe), &self.claimed);
+        let decision = assessment.decide(&self.plan, Some(probe), &self.past);
         if !matches!(decision, Decision::CannotTell(_)) {
             self.out_of_sight = None;
         }
+        if !matches!(decision, Decision::Evict(_)) {
+            self.kernel_held = None;
+        }
         match decision {
             Decision::Wait => {}
+            Decision::Evict(sockets) => self.evict(sockets, looked),
             Decision::Refuse(refused) => self.end(Outcome::Refused(refused), now),
             Decision::NotPermitted(processes) => self.end(Outcome::NotPermitted(processes), now),
             Decision::CannotTell(reason) => {
@@ -118,6 +122,28 @@ impl Gate {
                         self.queue.push_back(Action::Signal { process, signal: Signal::Term });
                     }
                 }
+            }
+        }
+    }
+
+    /// Once everybody who was to be ended is gone. A listener that nobody has may
+    /// be on its way out with a dying process: it gets the time for that.
+    fn evict(&mut self, sockets: Vec<Socket>, looked: Instant) {
+        if !self.escalation.all_over() || self.evicting > 0 {
+            return;
+        }
+        if sockets.iter().any(|socket| socket.state == TcpState::Listen) {
+            let since = *self.kernel_held.get_or_insert(looked);
+            if looked.since(since) < OUT_OF_SIGHT {
+                return;
+            }
+        } else {
+            self.kernel_held = None;
+        }
+        for socket in sockets {
+            if socket.cookie.is_some_and(|cookie| self.past.evicted.insert(cookie)) {
+                self.evicting += 1;
+                self.queue.push_back(Action::Evict(socket));
             }
         }
     }

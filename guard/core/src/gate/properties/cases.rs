@@ -51,6 +51,7 @@ pub(super) struct Case {
     pub(super) goal: Goal,
     pub(super) any_owner: bool,
     pub(super) port_only: bool,
+    pub(super) evict: bool,
     pub(super) recheck: Duration,
     pub(super) drain: Duration,
     pub(super) total: Duration,
@@ -62,6 +63,7 @@ impl Case {
         plan.goal = self.goal;
         plan.rules.any_owner = self.any_owner;
         plan.port_only = self.port_only;
+        plan.evict = self.evict;
         plan.recheck = self.recheck;
         plan.budgets.drain = self.drain;
         plan.budgets.total = Some(self.total);
@@ -283,6 +285,7 @@ pub(super) fn yielding_case() -> impl Strategy<Value = Case> {
                 goal: Goal::Free,
                 any_owner: false,
                 port_only,
+                evict: false,
                 recheck,
                 drain,
                 total: ms(5_000),
@@ -327,10 +330,10 @@ pub(super) fn any_case() -> impl Strategy<Value = Case> {
         vec(bystander(), 0..2),
         percent(10),
         vec(arrival, 0..4),
-        (viewer(), weather(true), goal, percent(20), 20..1_500_u64),
+        (viewer(), weather(true), goal, percent(20), percent(40), 20..1_500_u64),
     )
         .prop_map(|(case, servers, children, bystanders, pinned, arrivals, rest)| {
-            let (viewer, weather, goal, any_owner, total) = rest;
+            let (viewer, weather, goal, any_owner, evict, total) = rest;
             let total = ms(total);
             Case {
                 servers,
@@ -342,8 +345,18 @@ pub(super) fn any_case() -> impl Strategy<Value = Case> {
                 weather,
                 goal,
                 any_owner,
+                evict,
                 total,
                 ..case
             }
         })
+}
+
+/// Sockets that no signal helps against are in the way too, and may be destroyed.
+pub(super) fn evictable_case() -> impl Strategy<Value = Case> {
+    let left = vec((millis(8_000..60_000), any::<bool>()), 0..3);
+    (yielding_case(), left, any::<bool>()).prop_map(|(case, time_waits, pinned)| {
+        let shared = case.endpoints.iter().all(|spec| spec.reuse_address);
+        Case { time_waits, pinned: pinned && shared, evict: true, ..case }
+    })
 }

@@ -10,7 +10,7 @@ use super::view::{Truth, Viewer, in_the_way};
 use super::weather::{Fate, Weather};
 use super::{BEGIN, ms};
 use crate::conflict::{Conflict, conflict};
-use crate::gate::{Action, Fact, Gate, Goal, Hint, Outcome, Plan, SignalFailure};
+use crate::gate::{Action, EvictionFailure, Fact, Gate, Goal, Hint, Outcome, Plan, SignalFailure};
 use crate::model::{BindOutcome, Instant, Owners, ProcessId, Signal, Snapshot, Socket, StartTime};
 
 /// More steps than any run needs: a run that takes more spins.
@@ -24,6 +24,7 @@ enum Stage {
     Sockets { begun: Instant, also: Vec<ProcessId> },
     Owners { begun: Instant, also: Vec<ProcessId>, rows: Vec<(Key, Socket)> },
     Signal(ProcessId, Signal),
+    Evict(Socket),
     Answer(Fact, Option<Truth>),
 }
 
@@ -43,6 +44,8 @@ pub(in crate::gate) struct Report {
     pub(in crate::gate) outcome: Option<Outcome>,
     pub(in crate::gate) at: Instant,
     pub(in crate::gate) sent: Vec<Sent>,
+    /// The sockets that were destroyed.
+    pub(in crate::gate) evicted: Vec<Socket>,
     /// Since when the endpoints were bindable without a break, if they were.
     pub(in crate::gate) bindable_since: Option<Instant>,
     /// When the gate was last told of something that undoes a proof.
@@ -68,6 +71,7 @@ pub(in crate::gate) struct Driver {
     watched: BTreeSet<ProcessId>,
     gone: BTreeMap<ProcessId, Instant>,
     sent: Vec<Sent>,
+    evicted: Vec<Socket>,
     bindable_since: Option<Instant>,
     probes: BTreeMap<Instant, bool>,
     probe_count: usize,
@@ -97,6 +101,7 @@ impl Driver {
             watched: BTreeSet::new(),
             gone: BTreeMap::new(),
             sent: Vec::new(),
+            evicted: Vec::new(),
             bindable_since: None,
             probes: BTreeMap::new(),
             probe_count: 0,
@@ -139,6 +144,7 @@ impl Driver {
             probes: self.probe_count,
             timeline: format!("{:?}", self.gate.timeline()),
             sent: self.sent,
+            evicted: self.evicted,
             gate: self.gate,
             kernel: self.kernel,
         }
@@ -242,6 +248,10 @@ impl Driver {
                         self.post(soon, Stage::Answer(Fact::OwnerGone { process, status: None }, None));
                     }
                 }
+                Action::Evict(socket) => {
+                    self.check_eviction(&socket);
+                    self.post(soon, Stage::Evict(socket));
+                }
                 Action::Signal { process, signal } => {
                     self.check_signal(process, signal);
                     let asked = self.kernel.now;
@@ -283,8 +293,42 @@ impl Driver {
                 let fact = self.deliver(process, signal);
                 self.post(after, Stage::Answer(fact, None));
             }
+            Stage::Evict(socket) => {
+                let fact = if !self.viewer.privileged {
+                    let failure = EvictionFailure::NotPermitted("CAP_NET_ADMIN".to_owned());
+                    Fact::EvictionFailed { socket, failure }
+                } else if self.kernel.destroy(socket.cookie.map_or(0, |cookie| cookie.0)) {
+                    self.evicted.push(socket.clone());
+                    Fact::Evicted(socket)
+                } else {
+                    Fact::EvictionFailed { socket, failure: EvictionFailure::Gone }
+                };
+                self.note_bindable();
+                self.pass_on();
+                self.post(after, Stage::Answer(fact, None));
+            }
             Stage::Answer(fact, truth) => self.tell(fact, truth),
         }
+    }
+
+    fn check_eviction(&self, socket: &Socket) {
+        let plan = self.gate.plan();
+        assert!(plan.evict && plan.goal == Goal::Free, "nobody asked for an eviction");
+        assert!(
+            self.sent.iter().all(|sent| self.gone.contains_key(&sent.process)
+                || self.kernel.process(sent.process).is_none_or(|proc| proc.role != Role::Service)),
+            "an eviction before everybody who is being ended is gone"
+        );
+        let (_, truth) = self.last_look.as_ref().expect("a look comes before any eviction");
+        assert!(
+            !truth.owned.contains(&socket.cookie.expect("a cookie").0),
+            "{socket:?} has a protected owner, or is an owned listener"
+        );
+        let others = truth
+            .strangers
+            .iter()
+            .any(|(key, _)| self.kernel.sockets.get(key).is_some_and(|sock| in_the_way(plan, &sock.bucket)));
+        assert!(!others, "an eviction in vain: a stranger listens");
     }
 
     fn read_owners(

@@ -287,6 +287,20 @@ impl Kernel {
         }
     }
 
+    /// `SOCK_DESTROY`: a listener stays bound, anything else gives the port back.
+    /// `false` when it is gone.
+    pub(in crate::gate) fn destroy(&mut self, key: Key) -> bool {
+        let Some(sock) = self.sockets.get_mut(&key) else { return false };
+        if sock.bucket.state == TcpState::Listen {
+            sock.bucket.state = TcpState::BoundInactive;
+            let (address, port) = (sock.bucket.address, sock.bucket.port);
+            self.hints.push((self.now, Hint::ListenerClosed { address, port }));
+        } else {
+            self.release(key);
+        }
+        true
+    }
+
     fn release(&mut self, key: Key) {
         let Some(sock) = self.sockets.remove(&key) else { return };
         let (address, port) = (sock.bucket.address, sock.bucket.port);

@@ -43,6 +43,9 @@ pub(in crate::gate) struct Truth {
     /// Listeners in the way of the plan that somebody owns who may not be
     /// ended, is older than the request, not already dying, and not hidden.
     pub(in crate::gate) strangers: BTreeSet<(Key, ProcessId)>,
+    /// Sockets that may never be destroyed: listeners and bound sockets that
+    /// somebody has, and whatever somebody protected has.
+    pub(in crate::gate) owned: BTreeSet<Key>,
 }
 
 impl Kernel {
@@ -100,6 +103,15 @@ impl Kernel {
         for proc in self.processes.values() {
             if is_old(proc) && may_end(proc) {
                 truth.stale.insert(proc.id);
+            }
+            let protected = matches!(proc.role, Role::Kin | Role::Roommate | Role::KernelThread);
+            if proc.shows_descriptors() && viewer.reads(proc) {
+                let kept = proc.descriptors.iter().filter(|key| {
+                    let claims =
+                        |sock: &Sock| matches!(sock.bucket.state, TcpState::Listen | TcpState::BoundInactive);
+                    protected || self.sockets.get(key).is_some_and(claims)
+                });
+                truth.owned.extend(kept);
             }
             let dying = proc.life != Life::Alive;
             if is_old(proc) && !may_end(proc) && !dying && viewer.reads(proc) {

@@ -1,0 +1,61 @@
+//! What the kernel's events lead to: a look at the port, soon.
+
+use std::time::Duration;
+
+use super::{CONNECTION_PACE, Gate};
+use crate::gate::{Goal, Hint};
+use crate::model::{ExitStatus, Instant, ProcessId};
+use crate::timeline::Entry;
+
+impl Gate {
+    pub(super) fn take_hint(&mut self, hint: Hint, at: Instant, now: Instant) {
+        self.timeline.record(at, Entry::Event(hint));
+        match hint {
+            Hint::ListenerOpened { .. } => {
+                // A probe that began in the same nanosecond proves nothing.
+                self.doubted = self.doubted.max(at + Duration::from_nanos(1));
+                self.want.snapshot |= self.plan.goal != Goal::Look;
+                self.hasten(now);
+            }
+            Hint::ListenerClosed { .. } | Hint::SocketReleased { .. } => {
+                self.released = self.released.max(Some(at));
+                self.claim_stands = false;
+                self.hasten_unless_proven(now);
+            }
+            // While somebody claims the port, the end of a connection frees nothing.
+            Hint::ConnectionReleased { .. } if self.claim_stands => {}
+            // A busy server ends thousands a second: they bring the next check
+            // nearer, and none of them is worth one of its own.
+            Hint::ConnectionReleased { .. } => {
+                self.settle = self.settle.min(CONNECTION_PACE);
+                self.recheck_at = self.recheck_at.min(now + CONNECTION_PACE);
+            }
+            // Its sockets are still open: this only explains what follows.
+            Hint::OwnerExiting { process, status } => {
+                if let Some(status) = status {
+                    self.exit_statuses.insert(process, status);
+                }
+            }
+        }
+    }
+
+    /// A release cannot contradict a standing proof. Probing all the same could
+    /// go on for ever: where the kernel announces every destroyed socket, the
+    /// probe's own is among them.
+    fn hasten_unless_proven(&mut self, now: Instant) {
+        let proven = self.probe.as_ref().is_some_and(|probe| probe.all_bindable() && self.stands(probe));
+        if !proven {
+            self.hasten(now);
+        }
+    }
+
+    pub(super) fn owner_gone(&mut self, process: ProcessId, status: Option<ExitStatus>, now: Instant) {
+        let status = status.or_else(|| self.exit_statuses.remove(&process));
+        self.timeline.record(now, Entry::Gone { process, status });
+        self.escalation.finish(process);
+        // The proof that opens must be younger than the last condition.
+        self.doubted = self.doubted.max(now);
+        self.want.snapshot |= self.probe.as_ref().is_some_and(|probe| !probe.all_bindable());
+        self.hasten(now);
+    }
+}
