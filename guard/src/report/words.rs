@@ -207,7 +207,7 @@ pub(super) fn prospect(prospect: &Prospect) -> String {
         Expected::Failure if count == 0 => "would fail, and nobody is seen in its way".to_owned(),
         Expected::Failure => format!("would fail: {blockers}{until}"),
         Expected::Unclear => {
-            format!("would fail if bound without it: {blockers}{until}")
+            format!("may fail: {blockers}{until}; whether they set SO_REUSEADDR too cannot be seen")
         }
     };
     format!("a bind {kind} SO_REUSEADDR {answer}")
