@@ -10,9 +10,7 @@ use crate::timeline::{Entry, Timeline};
 use super::assessment::{Assessment, Past, for_the_record, same_story, worst_conflict};
 use super::escalation::Escalation;
 use super::verdict::Seen;
-use super::{
-    Action, Decision, EvictionFailure, Fact, Goal, Hint, JudgedHolder, Outcome, Plan, SignalFailure,
-};
+use super::{Action, Decision, EvictionFailure, Fact, Goal, JudgedHolder, Outcome, Plan, SignalFailure};
 
 mod deciding;
 mod hints;
