@@ -36,7 +36,7 @@ pub enum Exit {
 pub(super) const TABLE: &str = "\
 Exit codes:
   0  done, or the port is free
-  1  still busy at the deadline
+  1  busy (status), or still busy at the deadline
   2  wrong arguments
   3  unknown: what the command needs to know, it cannot see
   4  refused by policy: a foreign or protected process holds the port

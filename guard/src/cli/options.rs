@@ -18,10 +18,11 @@ use crate::runtime::{Session, Tier, TierChoice, asker, netns};
 /// Which network namespace is guarded.
 #[derive(Clone, Debug, Args)]
 pub(super) struct NetnsOptions {
-    /// Guard the port in this network namespace: a path such as /run/netns/NAME, or pid:N for that
-    /// of a process. Owners are found whatever namespace they live in. A command that is started
-    /// starts inside, as with `ip netns exec`: only there does its bind find the port that was
-    /// proven free. No other kind of namespace is entered
+    /// Work in this network namespace: a path such as /run/netns/NAME, or pid:N
+    ///
+    /// Owners are found whatever namespace they live in. A command that `restart` starts begins
+    /// inside, as with `ip netns exec`: only there does its bind find the port that was proven free.
+    /// No other kind of namespace is entered.
     #[arg(long = "netns", value_name = "PATH|pid:N")]
     place: Option<Place>,
 }
@@ -56,10 +57,8 @@ impl FromStr for Place {
 /// The endpoints of the service.
 #[derive(Clone, Debug, Args)]
 pub(super) struct ServiceOptions {
-    #[command(flatten)]
-    pub(super) netns: NetnsOptions,
     /// TCP port of the service
-    #[arg(long, short)]
+    #[arg(long, short, value_parser = parse_port)]
     port: NonZeroU16,
     /// Address the service binds; repeat it for several. Without it: [::] dual-stack, as Node.js
     /// listens by default, which meets every other address
@@ -71,6 +70,12 @@ pub(super) struct ServiceOptions {
     /// The service binds without SO_REUSEADDR, so its old connections and TIME_WAIT block it too
     #[arg(long)]
     strict_bind: bool,
+    #[command(flatten)]
+    pub(super) netns: NetnsOptions,
+}
+
+fn parse_port(text: &str) -> Result<NonZeroU16, &'static str> {
+    text.parse().map_err(|_| "a port is a number from 1 to 65535")
 }
 
 impl ServiceOptions {

@@ -91,14 +91,20 @@ impl Restart {
             Err(error) => return Ok(failed(gate, session.tier(), output, &error.to_string())),
         };
         output.step(started, "command_started", command.pid(), &started_line(&command));
-        let mut ended = None;
+        let (mut ended, mut listened, mut asked_to_stop) = (None, false, false);
         tokio::select! {
             followed = session.follow(&mut command) => match followed? {
                 Followed::Ended(end) => ended = Some(end),
-                Followed::Found { found, at } => tell_found(output, found, at),
+                Followed::Found { found, at } => {
+                    listened = true;
+                    tell_found(output, found, at);
+                }
                 Followed::Nothing => {}
             },
-            () = stop.next() => command.terminate(),
+            () = stop.next() => {
+                asked_to_stop = true;
+                command.terminate();
+            }
         }
         // Nothing is observed any more: what it loaded must not outlast its use
         // for as long as the service runs.
@@ -110,10 +116,21 @@ impl Restart {
             }
             tokio::select! {
                 end = command.wait() => ended = Some(end),
-                () = stop.next() => command.terminate(),
+                () = stop.next() => {
+                    asked_to_stop = true;
+                    command.terminate();
+                }
             }
         };
-        Ok(tell_end(gate, tier, output, ended))
+        // A service manager asks all processes of a unit at once: the command may
+        // have ended before portguard heard of it.
+        tokio::task::yield_now().await;
+        tokio::select! {
+            biased;
+            () = stop.next() => asked_to_stop = true,
+            () = std::future::ready(()) => {}
+        }
+        Ok(tell_end(gate, tier, output, ended, End { listened, asked_to_stop }))
     }
 }
 
@@ -151,15 +168,33 @@ impl StopSignals {
     }
 }
 
+/// What is known of a command besides its exit status.
+#[derive(Clone, Copy)]
+struct End {
+    /// Somebody listened while it was followed.
+    listened: bool,
+    /// portguard was asked to stop, and passed it on.
+    asked_to_stop: bool,
+}
+
+/// `128 + SIGTERM`: how a shell tells of that signal.
+const ENDED_BY_SIGTERM: i32 = 143;
+
 fn tell_end(
     gate: &Gate,
     tier: Tier,
     output: &mut Output,
     ended: Result<std::process::ExitStatus, CommandError>,
+    end: End,
 ) -> Exit {
+    let as_asked = |status: std::process::ExitStatus| {
+        end.asked_to_stop && (status.signal() == Some(15) || status.code() == Some(ENDED_BY_SIGTERM))
+    };
     match ended {
-        Ok(status) if status.success() => {
-            output.step(now(), "command_ended", None, "the command exited with code 0");
+        Ok(status) if status.success() || as_asked(status) => {
+            let how = if status.success() { "exited with code 0" } else { "ended by SIGTERM, as asked" };
+            let silent = if end.listened || end.asked_to_stop { "" } else { " and was never seen to listen" };
+            output.step(now(), "command_ended", None, &format!("the command {how}{silent}"));
             finish(gate, tier, output, Exit::Done, None);
             Exit::Done
         }

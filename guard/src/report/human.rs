@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use guard_core::gate::{Decision, Gate, Goal, Hint, JudgedHolder, Outcome};
-use guard_core::model::{Instant, ProcessId, Signal, Verdict};
+use guard_core::model::{BindOutcome, Instant, ProcessId, Signal, Verdict};
 use guard_core::policy::{Judgement, Reason};
 use guard_core::prospect::Expected;
 use guard_core::timeline::Entry;
@@ -28,6 +28,8 @@ pub struct Human<W> {
     began: Option<Instant>,
     /// Also shows probes and the kernel's events.
     verbose: bool,
+    /// The run judges owners; one that only waits does not.
+    judges: bool,
     /// The holders that were shown last: they are not shown twice.
     shown: Vec<JudgedHolder>,
 }
@@ -35,7 +37,7 @@ pub struct Human<W> {
 impl<W: Write> Human<W> {
     /// Lines about `context` to `out`.
     pub const fn new(context: Context, out: W, verbose: bool) -> Self {
-        Self { context, out, began: None, verbose, shown: Vec::new() }
+        Self { context, out, began: None, verbose, judges: true, shown: Vec::new() }
     }
 
     /// One line.
@@ -110,7 +112,9 @@ impl<W: Write> Human<W> {
             self.line(&format!("  {}", words::socket(&judged.holder.socket)));
             for owner in &judged.owners {
                 self.line(&format!("    {}", words::process(owner.id, owner.process.as_ref())));
-                self.line(&format!("      {}", judgement(&owner.judgement)));
+                if self.judges {
+                    self.line(&format!("      {}", judgement(&owner.judgement)));
+                }
             }
             if let Some(nobody) = words::nobody(judged) {
                 self.line(&format!("    {nobody}"));
@@ -126,28 +130,29 @@ impl<W: Write> Human<W> {
     }
 
     fn decision(&mut self, gate: &Gate, decision: &Decision) {
+        let command = if self.context.command == "restart" { "restart" } else { "free" };
         let line = match decision {
-            Decision::Wait => "free would signal nobody and wait for the port".to_owned(),
+            Decision::Wait => format!("{command} would signal nobody and wait for the port"),
             Decision::End(stale) => format!(
-                "free would send SIGTERM to {}, and SIGKILL {} later to whoever is left",
+                "{command} would send SIGTERM to {}, and SIGKILL {} later to whoever is left",
                 pids(stale.iter().map(|(id, _)| id)),
                 span(gate.plan().budgets.drain)
             ),
             Decision::Evict(sockets) => {
                 let (first, others) = (sockets.first().map(words::socket), sockets.len().saturating_sub(1));
                 let others = if others > 0 { format!(" and {others} more") } else { String::new() };
-                format!("free would signal nobody and destroy {}{others}", first.unwrap_or_default())
+                format!("{command} would signal nobody and destroy {}{others}", first.unwrap_or_default())
             }
             Decision::Refuse(refused) => format!(
-                "free would refuse and signal nobody: {} may not be ended",
+                "{command} would refuse and signal nobody: {} may not be ended",
                 pids(refused.iter().map(|(id, _)| id))
             ),
             Decision::NotPermitted(processes) => format!(
-                "free would refuse and signal nobody: this user may not signal {}; run as root or with CAP_KILL",
+                "{command} would refuse and signal nobody: this user may not signal {}; run as root or with CAP_KILL",
                 pids(processes.iter())
             ),
             Decision::CannotTell(reason) => {
-                format!("free would signal nobody: {}", words::unknown(reason))
+                format!("{command} would signal nobody: {}", words::unknown(reason))
             }
         };
         self.line(&line);
@@ -248,6 +253,7 @@ impl<W: Write> Sink for Human<W> {
             return;
         }
         self.began.get_or_insert(gate.timeline().began());
+        self.judges = gate.plan().goal == Goal::Free;
         match entry {
             Entry::Began | Entry::Ended(_) => {}
             Entry::Looked { holders, .. } => {
@@ -257,7 +263,15 @@ impl<W: Write> Sink for Human<W> {
                     self.holders(holders, true);
                 }
             }
-            Entry::Probed { .. } | Entry::Event(_) if !self.verbose => {}
+            Entry::Probed { outcomes, .. } if !self.verbose => {
+                for outcome in outcomes {
+                    if let BindOutcome::AddressMissing | BindOutcome::Failed(_) = outcome {
+                        let what = words::bind_outcome(outcome);
+                        self.moment(at, &format!("cannot tell yet: the bind probe says {what}; waiting"));
+                    }
+                }
+            }
+            Entry::Event(_) | Entry::TierChanged(_) if !self.verbose => {}
             other => {
                 if let Some(text) = step(other, &self.context, tier) {
                     self.moment(at, &text);

@@ -412,6 +412,7 @@ fn snapshot(gate: &Gate, holders: &[JudgedHolder], tier: Tier, took: Option<Dura
         holders: holders.iter().map(holder).collect(),
         holders_left_out: 0,
         decision: match whole {
+            _ if gate.plan().goal == guard_core::gate::Goal::Wait => None,
             Verdict::Free => None,
             Verdict::Busy { .. } | Verdict::Unknown { .. } => gate.decision().map(decision),
         },

@@ -158,7 +158,15 @@ pub(super) fn process(id: ProcessId, process: Option<&Process>) -> String {
     };
     let comm = printable(&process.comm);
     let separator = if shown.is_empty() { "" } else { ": " };
-    format!("pid {id} ({comm}, uid {}{state}){separator}{}", process.uid, printable(&shown))
+    let parent = process.parent.map(|parent| format!(", parent {parent}")).unwrap_or_default();
+    let unit = process.cgroup.as_deref().and_then(unit).map(|unit| format!(", {unit}")).unwrap_or_default();
+    let about = printable(&format!("{parent}{unit}{state}"));
+    format!("pid {id} ({comm}, uid {}{about}){separator}{}", process.uid, printable(&shown))
+}
+
+/// The systemd unit that a cgroup belongs to, by its name.
+fn unit(cgroup: &str) -> Option<&str> {
+    cgroup.split('/').rev().find(|part| part.ends_with(".service") || part.ends_with(".scope"))
 }
 
 /// `LISTEN 127.0.0.1:18789, SO_REUSEADDR, backlog 511, 3 waiting to be accepted`

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use guard_core::gate::{Budgets, Goal, Outcome};
-use guard_core::model::{BindOutcome, BindSpec, Instant, Port};
+use guard_core::model::{BindOutcome, BindSpec, Port};
 use guard_core::policy::Rules;
 
 use super::exit::Exit;
@@ -85,7 +85,7 @@ impl Demo {
             json.ended(&gate, &session, outcome);
         } else {
             show::timeline(&gate, &context, &session, &new, began, listening);
-            show::fixed_sleeps(&gate, self.drain, began);
+            show::fixed_sleeps(&gate, began);
             show::closing(&gate, &session);
         }
         Ok(Exit::Done)
@@ -150,13 +150,5 @@ impl Drop for StandIn {
         // Its end of the lifeline goes first, then it is waited for.
         self._lifeline = None;
         let _already_waited = self.child.wait();
-    }
-}
-
-/// When the port became bindable, by the gate's own proof.
-fn opened(outcome: Option<&Outcome>) -> Option<Instant> {
-    match outcome {
-        Some(Outcome::Opened(proof)) => Some(proof.probed),
-        _ => None,
     }
 }

@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::time::Duration;
 
-use guard_core::gate::Gate;
-use guard_core::model::{Instant, Signal};
+use guard_core::gate::{Gate, Hint};
+use guard_core::model::{BindOutcome, Instant, Signal};
 use guard_core::timeline::Entry;
 
-use super::{StandIn, opened};
+use super::StandIn;
 use crate::report::{self, Context};
 use crate::runtime::Session;
 use crate::runtime::Tier;
@@ -46,33 +46,51 @@ pub(super) fn timeline(
 }
 
 /// What restarts with fixed sleeps would have met, computed from this run.
-pub(super) fn fixed_sleeps(gate: &Gate, drain: Duration, started: Instant) {
-    let began = gate.timeline().began();
-    let (Some(bindable), Some(killed)) = (opened(gate.outcome()), last_kill(gate)) else { return };
-    let bindable_after = bindable.since(began);
-    let release = bindable.since(killed);
+pub(super) fn fixed_sleeps(gate: &Gate, started: Instant) {
+    let (Some(released), Some(termed), Some(killed)) =
+        (released(gate), last_signal(gate, Signal::Term), last_signal(gate, Signal::Kill))
+    else {
+        return;
+    };
+    // From the guard's SIGKILL on, whenever another restart sends its own.
+    let release = released.since(killed);
 
     say!("\nThe same gateway under a restart with fixed sleeps, computed from the moments above:");
     say!("  SIGTERM, sleep 1 s, start              EADDRINUSE, and again at every retry: it ignores SIGTERM");
     say!("  SIGKILL to the listener's pid, start   EADDRINUSE: its child keeps the socket open for ever");
-    say!(
-        "  SIGKILL to both, start at once         EADDRINUSE: the kernel gave the port back {} later",
-        micros(release)
-    );
+    if released > killed {
+        let later = micros(release);
+        say!("  SIGKILL to both, start at once         EADDRINUSE: the port was free {later} later");
+    }
     for (term, kill) in [(600, 400), (2_000, 1_000)] {
-        let total = Duration::from_millis(term + kill);
-        let guarded = bindable_after.saturating_sub(drain) + Duration::from_millis(term);
-        if let Some(wasted) = total.checked_sub(guarded) {
+        if let Some(wasted) = Duration::from_millis(kill).checked_sub(release) {
+            let wasted = micros(wasted);
             say!(
-                "  SIGTERM, sleep {term} ms, SIGKILL to both, sleep {kill} ms, start: works, {} after the port was free",
-                micros(wasted)
+                "  SIGTERM, sleep {term} ms, SIGKILL to both, sleep {kill} ms, start: works, {wasted} after the port was free"
             );
         }
     }
     say!(
-        "  portguard                              started it {} after the port was free",
-        micros(started.since(bindable))
+        "  portguard                              SIGKILL after {}, started {} after the port was free",
+        micros(killed.since(termed)),
+        micros(started.since(released))
     );
+}
+
+/// When the port was free: the kernel's own word, else the first bind probe
+/// that succeeded.
+fn released(gate: &Gate) -> Option<Instant> {
+    let entries = gate.timeline().entries();
+    let told = entries.iter().rev().find_map(|(at, entry)| match entry {
+        Entry::Event(Hint::SocketReleased { .. }) => Some(*at),
+        _ => None,
+    });
+    let proven = entries.iter().find_map(|(at, entry)| match entry {
+        Entry::Probed { outcomes, .. } if outcomes.iter().all(|o| *o == BindOutcome::Bindable) => Some(*at),
+        _ => None,
+    });
+    // A tier's hint may come later than the proof.
+    [told, proven].into_iter().flatten().min()
 }
 
 pub(super) fn closing(gate: &Gate, session: &Session) {
@@ -85,9 +103,9 @@ pub(super) fn closing(gate: &Gate, session: &Session) {
     }
 }
 
-fn last_kill(gate: &Gate) -> Option<Instant> {
+fn last_signal(gate: &Gate, wanted: Signal) -> Option<Instant> {
     gate.timeline().entries().iter().rev().find_map(|(at, entry)| match entry {
-        Entry::Signalled { signal: Signal::Kill, .. } => Some(*at),
+        Entry::Signalled { signal, .. } if *signal == wanted => Some(*at),
         _ => None,
     })
 }
