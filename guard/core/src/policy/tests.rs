@@ -351,7 +351,10 @@ proptest! {
 
     #[test]
     fn another_kind_of_rule_never_recognises_more(process in some_process(), rules in some_rules(), user in 7..9_u32) {
-        prop_assume!(!rules.is_empty() && rules.uid.is_empty());
+        let rules = Rules { uid: Vec::new(), ..rules };
+        if rules.is_empty() {
+            return Ok(());
+        }
         let before = judged(&process, &rules);
         let after = judged(&process, &Rules { uid: vec![Uid(user)], ..rules }).class;
         // A comm needs a witness, which the other kind may be; of a dying process only that is told.
