@@ -67,6 +67,11 @@ impl Event {
         text(&self.0, "type")
     }
 
+    /// Whether it is this `run_step`.
+    pub fn is_step(&self, step: &str) -> bool {
+        self.kind() == "run_step" && text(&self.0, "step") == step
+    }
+
     /// `seq`
     pub fn seq(&self) -> u64 {
         number(&self.0, "seq")

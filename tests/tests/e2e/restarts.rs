@@ -3,10 +3,18 @@
 use std::time::Duration;
 
 use guard_tests::standin::said;
-use guard_tests::{DEADLINE, Run, World, each_tier, wait_until};
+use guard_tests::{DEADLINE, Proc, Run, World, each_tier, wait_until};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
-each_tier!(three_hundred, keeps_its_pid, output_untouched, dry_restart_starts_nothing);
+each_tier!(
+    three_hundred,
+    keeps_its_pid,
+    output_untouched,
+    dry_restart_starts_nothing,
+    asked_to_stop,
+    holds_nothing_while_it_supervises
+);
 
 /// How a generation of the listener ends: politely, not at all, in a moment, with children.
 const MOODS: [&str; 7] = [
@@ -117,4 +125,32 @@ fn dry_restart_starts_nothing(world: &World) {
     assert_eq!(finished.of("snapshot").last().expect("a snapshot").decision(), "end", "{finished}");
     assert!(old.all_alive() && !old.termed(), "{finished}");
     assert!(!wait_until(Duration::from_millis(200), || witness.exists()), "the command ran\n{finished}");
+}
+
+/// SIGHUP left the command behind as an orphan on the port, and a clean stop looked like a failure.
+fn asked_to_stop(world: &World) {
+    for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT] {
+        let port = world.port();
+        let standin = world.standin("--on-term exit").listen("127.0.0.1", port);
+        let run = world.portguard("restart", port).timeout("10s").then_start(&standin).start();
+        let ready = started(&run);
+        run.child.signal(signal);
+        let finished = run.finish().expect(0);
+        let pid = ready["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("a pid");
+        assert!(!Proc::of(pid).is_some_and(|command| command.alive()), "{signal}: it lives on\n{finished}");
+    }
+}
+
+/// It supervised for weeks with its programs attached and nobody reading their events.
+fn holds_nothing_while_it_supervises(world: &World) {
+    let port = world.port();
+    let standin = world.standin("--on-term exit").listen("127.0.0.1", port);
+    let run = world.portguard("restart", port).timeout("10s").then_start(&standin).start();
+    started(&run);
+    run.event("that it listens", |event| event.is_step("listening"));
+    let pid = run.child.id.pid;
+    let detached = wait_until(DEADLINE, || guard_tests::kernel::bpf_ids(pid).is_empty());
+    assert!(detached, "still attached\n{}", run.child.said());
+    run.child.signal(Signal::SIGTERM);
+    run.finish().expect(0);
 }
