@@ -57,6 +57,11 @@ impl Caller {
         Self { elsewhere: true, ..Self::default() }
     }
 
+    /// Whether it is the superuser, with whatever capabilities.
+    pub fn is_root(&self) -> bool {
+        self.uid.is_none()
+    }
+
     /// Makes `command` run with these rights.
     pub fn apply(&self, command: &mut Command) {
         let Self { uid, dropped, init_emptied, elsewhere, .. } = *self;
@@ -98,16 +103,21 @@ impl Caller {
         if self.uid.is_none() {
             return program.to_owned();
         }
+        let name = program.file_name().expect("a program's name");
+        let mut copies = self.copies.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(copy) = copies.iter().map(|folder| folder.path().join(name)).find(|copy| copy.is_file()) {
+            return copy;
+        }
         let open = std::fs::Permissions::from_mode(0o755);
         let folder = tempfile::tempdir().expect("a temporary folder");
         std::fs::set_permissions(folder.path(), open.clone()).expect("open the temporary folder");
-        let copy = folder.path().join(program.file_name().expect("a program's name"));
+        let copy = folder.path().join(name);
         // By a process of its own: while this one has the copy open for writing, a child that another
         // thread forks has it too, and executing it fails with ETXTBSY.
         let copied = Command::new("cp").arg(program).arg(&copy).status().expect("run cp");
         assert!(copied.success(), "copy {}", program.display());
         std::fs::set_permissions(&copy, open).expect("make the copy executable");
-        self.copies.lock().unwrap_or_else(|e| e.into_inner()).push(folder);
+        copies.push(folder);
         copy
     }
 }

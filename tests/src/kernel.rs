@@ -24,6 +24,27 @@ pub fn owners(inode: u64) -> Vec<Proc> {
         .collect()
 }
 
+/// Whether the running kernel's release is `major.minor` or later.
+///
+/// # Panics
+/// When the release does not begin with two numbers.
+pub fn at_least(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's release");
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(a)), Some(Ok(b))) => (a, b) >= (major, minor),
+        _ => panic!("no numbers in the kernel's release {release:?}"),
+    }
+}
+
+/// Whether this process may make an io_uring.
+pub fn has_io_uring() -> bool {
+    // Without its parameters a kernel that has io_uring complains of the address.
+    // SAFETY: the kernel refuses the null pointer.
+    let made = unsafe { nix::libc::syscall(nix::libc::SYS_io_uring_setup, 1, std::ptr::null_mut::<u8>()) };
+    Errno::result(made) == Err(Errno::EFAULT)
+}
+
 /// A BPF object that the kernel numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BpfId {

@@ -86,16 +86,27 @@ impl Plan {
         std::iter::once(program).chain(self.arguments.iter().cloned()).collect()
     }
 
+    /// Starts it, lets it end by itself, and says whether it could bind all that it was asked to.
+    ///
+    /// # Panics
+    /// When it does not end within [`DEADLINE`], or ends for another reason.
+    pub fn binds(&self) -> bool {
+        /// What the stand-in exits with when it met `EADDRINUSE`.
+        const EXIT_IN_USE: i32 = 98;
+        let mut child = self.spawn();
+        match child.wait(DEADLINE).code() {
+            Some(0) => true,
+            Some(EXIT_IN_USE) => false,
+            other => panic!("ended with {other:?}\n{}", child.said()),
+        }
+    }
+
     /// Starts it and waits until it is ready.
     ///
     /// # Panics
     /// When it is not ready within [`DEADLINE`].
     pub fn start(&self) -> Standin {
-        let program = self.caller.reachable(&built("standin"));
-        let mut command = Command::new(program);
-        command.args(&self.arguments);
-        self.caller.apply(&mut command);
-        let child = Child::start(command, &format!("standin {}", self.arguments.join(" ")));
+        let child = self.spawn();
         let ready = child
             .stdout
             .wait_for(DEADLINE, |line| said(line, "ready"))
@@ -110,6 +121,14 @@ impl Plan {
             })
             .collect();
         Standin { child, ready, sharers }
+    }
+
+    fn spawn(&self) -> Child {
+        let program = self.caller.reachable(&built("standin"));
+        let mut command = Command::new(program);
+        command.args(&self.arguments);
+        self.caller.apply(&mut command);
+        Child::start(command, &format!("standin {}", self.arguments.join(" ")))
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod addresses;
 mod binds;
+mod conflicts;
 mod crash;
 mod ending;
 mod evicting;

@@ -10,6 +10,7 @@
 
 mod crowd;
 mod disguise;
+mod leave;
 mod options;
 mod say;
 mod serve;
@@ -21,7 +22,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use serde_json::json;
 
-use crate::options::Options;
+use crate::options::{Left, Options};
 use crate::sockets::{Bound, Held};
 
 /// Exit code after the last bind attempt lost: the number of `EADDRINUSE`.
@@ -52,7 +53,7 @@ fn play(options: &Options) -> Result<ExitCode> {
     let mut held: Vec<Held> = Vec::new();
     if options.time_wait {
         for listener in &listeners {
-            sockets::leave_time_wait(listener).context("leave a TIME_WAIT socket behind")?;
+            leave::on_listener(listener, Left::TimeWait).context("leave a TIME_WAIT socket behind")?;
         }
     }
     if options.move_away {
@@ -65,8 +66,29 @@ fn play(options: &Options) -> Result<ExitCode> {
             held.push(sockets::put_in_flight(listener).context("send the listener over a Unix socket")?);
         }
     }
-    if let Some(port) = options.client_from {
-        held.push(sockets::client_from(port).with_context(|| format!("connect from port {port}"))?);
+    if options.io_uring {
+        for listener in listeners.drain(..) {
+            held.push(sockets::register(listener).context("register the listener with an io_uring")?);
+        }
+    }
+    match (options.client_from, options.leave) {
+        (Some(port), Some(left)) => {
+            held.extend(leave::on_client(port, left).with_context(|| format!("connect from port {port}"))?);
+        }
+        (Some(port), None) => {
+            let (stream, server) =
+                sockets::client_from(port).with_context(|| format!("connect from port {port}"))?;
+            held.push(Held::Client { _stream: stream, _server: server });
+        }
+        (None, Some(left)) => {
+            for listener in &listeners {
+                held.extend(leave::on_listener(listener, left).context("leave a connection behind")?);
+            }
+        }
+        (None, None) => {}
+    }
+    if options.close_listeners {
+        listeners.clear();
     }
     if let Some(to) = options.connect {
         held.extend(

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 /// A stand-in for anything that can be on a TCP port.
 #[derive(Debug, Parser)]
@@ -79,6 +79,16 @@ pub(crate) struct Options {
     /// Serve one connection on each listener and close it first: TIME_WAIT on the listener's port.
     #[arg(long)]
     pub(crate) time_wait: bool,
+    /// Make one connection on each listener, or with --client-from from that port, and leave the
+    /// port's side of it in this state.
+    #[arg(long, value_enum, value_name = "STATE")]
+    pub(crate) leave: Option<Left>,
+    /// Close the listeners once everything else is there.
+    #[arg(long)]
+    pub(crate) close_listeners: bool,
+    /// Register the listeners with an io_uring and close them: no process has a descriptor for them.
+    #[arg(long)]
+    pub(crate) io_uring: bool,
     /// Leave the listeners in flight over a Unix socket: no process has a descriptor for them.
     #[arg(long)]
     pub(crate) inflight: bool,
@@ -91,6 +101,18 @@ pub(crate) struct Options {
     /// Run this once ready, and report how it ended.
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,
+}
+
+/// The state that the port's side of a connection is left in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Left {
+    Established,
+    CloseWait,
+    /// FIN_WAIT2, with a descriptor.
+    FinWait,
+    /// FIN_WAIT2, closed: no process has it.
+    Orphan,
+    TimeWait,
 }
 
 /// What SIGTERM leads to.

@@ -1,7 +1,7 @@
 //! Every way to be on a port.
 
-use std::io::{IoSlice, Read};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::IoSlice;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use anyhow::{Context, Result, ensure};
@@ -19,7 +19,7 @@ use crate::say;
 #[derive(Debug)]
 pub(crate) struct Bound {
     pub(crate) fd: OwnedFd,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 impl Bound {
@@ -38,16 +38,32 @@ impl Bound {
 /// Sockets that only need to stay open.
 #[derive(Debug)]
 pub(crate) enum Held {
-    Connection { _stream: TcpStream },
-    Client { _stream: TcpStream, _server: TcpListener },
-    InFlight { _sender: OwnedFd, _receiver: OwnedFd },
+    Connection {
+        _stream: TcpStream,
+    },
+    Client {
+        _stream: TcpStream,
+        _server: TcpListener,
+    },
+    /// Both sides of a connection, or what is left of it.
+    Pair {
+        _near: Option<TcpStream>,
+        _far: TcpStream,
+    },
+    Registered {
+        _ring: OwnedFd,
+    },
+    InFlight {
+        _sender: OwnedFd,
+        _receiver: OwnedFd,
+    },
 }
 
 impl Held {
     pub(crate) fn connections(&self) -> usize {
         match self {
-            Self::Connection { .. } | Self::Client { .. } => 1,
-            Self::InFlight { .. } => 0,
+            Self::Connection { .. } | Self::Client { .. } | Self::Pair { .. } => 1,
+            Self::InFlight { .. } | Self::Registered { .. } => 0,
         }
     }
 }
@@ -95,25 +111,6 @@ fn open(options: &Options, address: SocketAddr) -> nix::Result<Bound> {
     Ok(Bound { fd, address: SocketAddr::new(address.ip(), port) })
 }
 
-/// A connection that this side closes first.
-///
-/// The server's read sees the end of file only after the client's FIN was
-/// processed in FIN_WAIT2, and that is the step which makes the TIME_WAIT socket.
-pub(crate) fn leave_time_wait(listener: &Bound) -> Result<()> {
-    let acceptor = TcpListener::from(listener.fd.try_clone()?);
-    let mut to = listener.address;
-    if to.ip().is_unspecified() {
-        to.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    }
-    let mut client = TcpStream::connect(to).with_context(|| format!("connect to {to}"))?;
-    let (mut server, _) = acceptor.accept().context("accept")?;
-    server.shutdown(std::net::Shutdown::Write).context("close the server's side")?;
-    ensure!(client.read(&mut [0])? == 0, "the server's FIN did not reach the client");
-    drop(client);
-    ensure!(server.read(&mut [0])? == 0, "the client's FIN did not reach the server");
-    Ok(())
-}
-
 /// Sends the listener's descriptor to a socket nobody reads, and closes it here.
 pub(crate) fn put_in_flight(listener: Bound) -> Result<Held> {
     let (sender, receiver) =
@@ -132,12 +129,39 @@ pub(crate) fn put_in_flight(listener: Bound) -> Result<Held> {
     Ok(Held::InFlight { _sender: sender, _receiver: receiver })
 }
 
+/// Registers the listener with an io_uring, and closes it here: the ring has the only file.
+pub(crate) fn register(listener: Bound) -> Result<Held> {
+    /// `struct io_uring_params` of `linux/io_uring.h`: all of it zero asks for the defaults.
+    const PARAMS: usize = 120;
+    const IORING_REGISTER_FILES: i32 = 2;
+    let mut params = [0_u8; PARAMS];
+    // SAFETY: the kernel reads and writes one `struct io_uring_params`, which lives across the call.
+    let ring = unsafe { nix::libc::syscall(nix::libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) };
+    let ring = i32::try_from(Errno::result(ring).context("io_uring_setup")?)?;
+    // SAFETY: the kernel has just made this descriptor and nothing else knows it.
+    let ring = unsafe { OwnedFd::from_raw_fd(ring) };
+    let files = [listener.fd.as_raw_fd()];
+    // SAFETY: the kernel reads as many descriptors as the last argument says.
+    let registered = unsafe {
+        nix::libc::syscall(
+            nix::libc::SYS_io_uring_register,
+            ring.as_raw_fd(),
+            IORING_REGISTER_FILES,
+            files.as_ptr(),
+            files.len(),
+        )
+    };
+    Errno::result(registered).context("io_uring_register")?;
+    drop(listener);
+    Ok(Held::Registered { _ring: ring })
+}
+
 /// A connection whose source port the kernel itself chose to be `port`.
 ///
 /// `IP_LOCAL_PORT_RANGE` (since Linux 6.3) narrows the choice to one port; where
 /// it does not help, because the port lies outside `ip_local_port_range` or the kernel is older,
 /// an explicit bind gives the same conflict.
-pub(crate) fn client_from(port: u16) -> Result<Held> {
+pub(crate) fn client_from(port: u16) -> Result<(TcpStream, TcpListener)> {
     let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen for the client")?;
     let to = server.local_addr()?;
     let stream = match connect_from(port, to, true) {
@@ -145,7 +169,7 @@ pub(crate) fn client_from(port: u16) -> Result<Held> {
         Ok(_) | Err(_) => connect_from(port, to, false)?,
     };
     ensure!(stream.local_addr()?.port() == port, "the client did not get port {port}");
-    Ok(Held::Client { _stream: stream, _server: server })
+    Ok((stream, server))
 }
 
 fn connect_from(port: u16, to: SocketAddr, auto: bool) -> Result<TcpStream> {

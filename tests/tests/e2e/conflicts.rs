@@ -1,0 +1,269 @@
+//! The kernel's bind-conflict table, row by row: what is on the port, and what a bind with
+//! `SO_REUSEADDR` and one without it then meet. `bind()` and `listen()` in a fresh process are the
+//! judge; every tier has to say the same, and to name the same holders. Whoever may not see an
+//! owner says `unknown`, never free.
+
+use guard_tests::caller::{Caller, NOBODY};
+use guard_tests::events::{Bind, Holder};
+use guard_tests::world::play;
+use guard_tests::{DEADLINE, Finished, Portguard, Standin, Tier, Verdict, World};
+
+/// Who has a holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Who {
+    /// The stand-in.
+    Process,
+    /// Its child.
+    Sharer,
+    /// The socket has a file, and no process a descriptor for it.
+    Nobody,
+    /// The socket has no file.
+    NoFile,
+}
+use Who::{NoFile, Nobody, Process, Sharer};
+
+/// The sockets that the table shows on the port, and that may be in the way.
+type Holders = &'static [(&'static str, Who)];
+
+/// A row: one stand-in on the port.
+struct Row {
+    /// Its arguments; `PORT` is the port.
+    standin: &'static str,
+    /// What it binds; nothing when the arguments say enough.
+    on: &'static str,
+    /// What the service binds.
+    binds: &'static str,
+    v6only: bool,
+    /// A service with `SO_REUSEADDR` can bind and listen.
+    reusing: bool,
+    /// One without it can.
+    strict: bool,
+    /// What is shown to a service with `SO_REUSEADDR`, and to one without.
+    holders: [Holders; 2],
+}
+
+const HERE: &str = "127.0.0.1";
+
+const fn row(standin: &'static str, free: [bool; 2], holder: Holders) -> Row {
+    let [reusing, strict] = free;
+    Row { standin, on: HERE, binds: HERE, v6only: false, reusing, strict, holders: [holder, holder] }
+}
+
+/// A listener on `on` and a service on `binds`.
+const fn listener(on: &'static str, binds: &'static str) -> Row {
+    Row { on, binds, ..row("", IN_USE, &[("LISTEN", Process)]) }
+}
+
+/// A listener that the service does not meet.
+const fn stranger(on: &'static str, binds: &'static str) -> Row {
+    Row { on, binds, ..row("", FREE, &[]) }
+}
+
+/// A client on the port, which the kernel chose for it.
+const fn client(arguments: &'static str, holder: Holders) -> Row {
+    Row { on: "", ..row(arguments, IN_USE, holder) }
+}
+
+const FREE: [bool; 2] = [true, true];
+const IN_USE: [bool; 2] = [false, false];
+/// Free for a service with `SO_REUSEADDR`.
+const SHARED: [bool; 2] = [true, false];
+
+macro_rules! table {
+    ($($name:ident: $row:expr;)+) => { $(
+        mod $name {
+            use super::*;
+
+            const ROW: Row = $row;
+
+            fn anybody(world: &World) {
+                ROW.check(world, &Caller::default());
+            }
+
+            fn nobody(world: &World) {
+                ROW.check(world, &Caller::user(NOBODY));
+            }
+
+            #[test]
+            fn ebpf() {
+                play(module_path!(), Tier::Ebpf, anybody);
+            }
+
+            #[test]
+            fn netlink() {
+                play(module_path!(), Tier::Netlink, anybody);
+            }
+
+            #[test]
+            fn poll() {
+                play(module_path!(), Tier::Poll, anybody);
+            }
+
+            /// An ordinary user has no BPF.
+            #[test]
+            fn unprivileged_netlink() {
+                play(concat!(module_path!(), "::unprivileged"), Tier::Netlink, nobody);
+            }
+
+            #[test]
+            fn unprivileged_poll() {
+                play(concat!(module_path!(), "::unprivileged"), Tier::Poll, nobody);
+            }
+        }
+    )+ };
+}
+
+table! {
+    listener_same_address: listener(HERE, HERE);
+    listener_on_wildcard: listener("0.0.0.0", HERE);
+    listener_against_wildcard: listener(HERE, "0.0.0.0");
+    listener_against_dual_stack: listener(HERE, "::");
+    listener_on_dual_stack_against_v4: listener("::", HERE);
+    listener_on_dual_stack_against_v6: listener("::", "::1");
+    listener_other_loopback: stranger(HERE, "127.0.0.2");
+    listener_v4_against_v6: stranger(HERE, "::1");
+    listener_v4_against_v6only: Row { v6only: true, ..stranger(HERE, "::") };
+    listener_v6only_against_v4: Row { standin: "--v6only", ..stranger("::", HERE) };
+    listener_v6_against_v6only: Row { v6only: true, ..listener("::1", "::") };
+    listener_reuseport: Row { standin: "--reuseport", ..listener(HERE, HERE) };
+    listener_strict: Row { standin: "--strict", ..listener(HERE, HERE) };
+    listener_strict_reuseport: Row { standin: "--strict --reuseport", ..listener(HERE, HERE) };
+    listener_inherited: row("--fork-sharer 1 --orphan", IN_USE, &[("LISTEN", Sharer)]);
+    listener_in_flight: row("--inflight", IN_USE, &[("LISTEN", Nobody)]);
+    listener_in_io_uring: row("--io-uring", IN_USE, &[("LISTEN", Nobody)]);
+
+    established_of_reuse: row("--close-listeners --leave established", SHARED, &[("ESTABLISHED", Process)]);
+    established_of_strict:
+        row("--strict --close-listeners --leave established", IN_USE, &[("ESTABLISHED", Process)]);
+    close_wait_of_reuse: row("--close-listeners --leave close-wait", SHARED, &[("CLOSE_WAIT", Process)]);
+    close_wait_of_strict:
+        row("--strict --close-listeners --leave close-wait", IN_USE, &[("CLOSE_WAIT", Process)]);
+    fin_wait_of_reuse: row("--close-listeners --leave fin-wait", SHARED, &[("FIN_WAIT2", Process)]);
+    fin_wait_of_strict: row("--strict --close-listeners --leave fin-wait", IN_USE, &[("FIN_WAIT2", Process)]);
+    orphan_of_reuse: row("--close-listeners --leave orphan", SHARED, &[("FIN_WAIT2", NoFile)]);
+    orphan_of_strict: row("--strict --close-listeners --leave orphan", IN_USE, &[("FIN_WAIT2", NoFile)]);
+    time_wait_of_reuse: row("--close-listeners --leave time-wait", SHARED, &[("TIME_WAIT", NoFile)]);
+    time_wait_of_strict: row("--strict --close-listeners --leave time-wait", IN_USE, &[("TIME_WAIT", NoFile)]);
+    time_wait_of_dual_stack:
+        Row { on: "::", ..row("--close-listeners --leave time-wait", SHARED, &[("TIME_WAIT", NoFile)]) };
+
+    client_source_port: client("--client-from PORT", &[("ESTABLISHED", Process)]);
+    client_source_port_in_time_wait: client("--client-from PORT --leave time-wait", &[("TIME_WAIT", NoFile)]);
+
+    // The flag of a bound socket is learned, where it may be seen.
+    bound_only_reuse:
+        Row { holders: [&[], BOUND], ..row("--bind-only", SHARED, BOUND) };
+    bound_only_strict: row("--bind-only --strict", IN_USE, BOUND);
+}
+
+const BOUND: Holders = &[("BOUND_INACTIVE", Process)];
+
+impl Row {
+    fn check(&self, world: &World, caller: &Caller) {
+        if self.standin.contains("--io-uring") && !guard_tests::kernel::has_io_uring() {
+            return world.skip("this kernel has no io_uring, or kernel.io_uring_disabled is set");
+        }
+        let port = world.port();
+        let there = self.take_the_port(world, port);
+        for strict in [false, true] {
+            let free = if strict { self.strict } else { self.reusing };
+            assert_eq!(self.judge(world, port, strict), free, "the kernel itself, strict: {strict}");
+            let finished = self.service(world.portguard("status", port), strict).by(caller.clone()).run();
+            self.compare(&finished, &there, strict, caller.is_root());
+            let gate = self.service(world.portguard("gate", port), strict).timeout("250ms");
+            gate.by(caller.clone()).run().expect(i32::from(!free));
+            assert_eq!(self.judge(world, port, strict), free, "the kernel itself, later, strict: {strict}");
+        }
+    }
+
+    fn take_the_port(&self, world: &World, port: u16) -> Standin {
+        let mut there = world.standin(&self.standin.replace("PORT", &port.to_string()));
+        if !self.on.is_empty() {
+            there = there.listen(self.on, port);
+        }
+        let mut there = there.start();
+        if self.standin.contains("--orphan") {
+            there.child.wait(DEADLINE);
+        }
+        there
+    }
+
+    /// The truth: a fresh process binds and listens as the service would.
+    fn judge(&self, world: &World, port: u16, strict: bool) -> bool {
+        let mut service = world.standin("--exit-when-ready").listen(self.binds, port);
+        if strict {
+            service = service.with("--strict");
+        }
+        if self.v6only {
+            service = service.with("--v6only");
+        }
+        service.binds()
+    }
+
+    fn service(&self, mut portguard: Portguard, strict: bool) -> Portguard {
+        portguard = portguard.address(self.binds);
+        if strict {
+            portguard = portguard.arg("--strict-bind");
+        }
+        if self.v6only {
+            portguard = portguard.arg("--v6only");
+        }
+        portguard
+    }
+
+    fn compare(&self, finished: &Finished, there: &Standin, strict: bool, sees_all: bool) {
+        let free = if strict { self.strict } else { self.reusing };
+        let expected = self.holders[usize::from(strict)];
+        let has_file = expected.iter().any(|(_, who)| *who != NoFile);
+        let listed = shown_by_this_kernel(expected);
+        let verdict = match free {
+            true => Verdict::Free,
+            // Whoever has it may not be seen, so nobody knows whether a signal would help.
+            false if !sees_all && has_file && !listed.is_empty() => Verdict::Unknown,
+            false => Verdict::Busy,
+        };
+        assert_eq!(finished.verdict(), verdict, "strict: {strict}\n{finished}");
+        let snapshot = finished.of("snapshot").pop().unwrap_or_else(|| panic!("no snapshot\n{finished}"));
+        let binds = snapshot.binds();
+        for (kind, bind) in binds.iter().enumerate() {
+            let foretold = self.foretells(bind, kind == 1);
+            // The flags of a connection, and what may not be seen, leave the kind that was not probed open.
+            let open = bind.expected == "unclear" && (kind == 1) != strict;
+            assert!(foretold || open, "{bind:?}, strict: {strict}\n{finished}");
+        }
+        if !sees_all {
+            return;
+        }
+        let holders = snapshot.holders();
+        let mut shown: Vec<(&str, Who)> =
+            holders.iter().map(|holder| (holder.state(), who(holder, there, finished))).collect();
+        shown.sort_unstable();
+        assert_eq!(shown, listed, "strict: {strict}\n{finished}");
+    }
+
+    fn foretells(&self, bind: &Bind, strict: bool) -> bool {
+        let free = if strict { self.strict } else { self.reusing };
+        bind.expected == if free { "success" } else { "failure" } || bound_only_is_unseen()
+    }
+}
+
+fn who(holder: &Holder<'_>, there: &Standin, finished: &Finished) -> Who {
+    let owners: Vec<_> = holder.owners().iter().map(|owner| owner.process()).collect();
+    match owners[..] {
+        [] if holder.kernel_held() => Nobody,
+        [] if holder.visibility() == "none" => NoFile,
+        [owner] if owner == there.id() => Process,
+        [owner] if there.sharers == [owner] => Sharer,
+        _ => panic!("whose is it?\n{finished}"),
+    }
+}
+
+/// Bound-only sockets are listed since Linux 6.8.
+fn bound_only_is_unseen() -> bool {
+    !guard_tests::kernel::at_least(6, 8)
+}
+
+fn shown_by_this_kernel(holders: Holders) -> Vec<(&'static str, Who)> {
+    let unseen = bound_only_is_unseen();
+    holders.iter().copied().filter(|(state, _)| !(unseen && *state == "BOUND_INACTIVE")).collect()
+}
