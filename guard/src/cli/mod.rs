@@ -8,6 +8,7 @@ mod gate;
 mod options;
 mod output;
 mod restart;
+mod rules;
 mod status;
 
 use std::io::Write;

@@ -9,10 +9,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use guard_core::gate::{Budgets, Goal, Plan};
-use guard_core::model::{BindSpec, Port, Uid};
+use guard_core::model::{BindSpec, Port};
 use guard_core::policy::{Pattern, Rules};
 
 use super::exit::UsageError;
+pub(super) use super::rules::RuleOptions;
 use crate::runtime::{Session, Tier, TierChoice, asker, netns};
 
 /// Which network namespace is guarded.
@@ -160,84 +161,6 @@ impl FromStr for Address {
         };
         // A socket bound to ::ffff:a.b.c.d and one bound to a.b.c.d conflict alike.
         Ok(Self { ip: ip.to_canonical(), scope })
-    }
-}
-
-/// How the service's processes are recognised.
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Who may be ended (kinds combine with AND, repeats of one kind with OR)")]
-pub(super) struct RuleOptions {
-    /// Regular expression, searched in the owner's argv, exe and comm
-    #[arg(long = "match", value_name = "REGEX")]
-    patterns: Vec<Regex>,
-    /// Path of the owner's executable
-    #[arg(long, value_name = "PATH", value_parser = clap::builder::NonEmptyStringValueParser::new())]
-    exe: Vec<String>,
-    /// The owner's command name; only together with another rule, as any process may choose its own
-    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
-    comm: Vec<String>,
-    /// The owner's user, by name or number
-    #[arg(long, value_name = "USER", value_parser = parse_user)]
-    uid: Vec<Uid>,
-    /// Recognise everybody. Portguard itself, its ancestors, kernel threads and newcomers stay safe
-    #[arg(long, conflicts_with_all = ["patterns", "exe", "comm", "uid"])]
-    any_owner: bool,
-}
-
-impl RuleOptions {
-    fn rules(&self) -> Rules {
-        Rules {
-            patterns: self.patterns.iter().map(|regex| Box::new(regex.clone()) as Box<dyn Pattern>).collect(),
-            exe: self.exe.clone(),
-            comm: self.comm.iter().map(|comm| as_kernel_comm(comm)).collect(),
-            uid: self.uid.clone(),
-            any_owner: self.any_owner,
-        }
-    }
-}
-
-/// The kernel keeps 15 bytes of a command name (`TASK_COMM_LEN` is 16).
-fn as_kernel_comm(comm: &str) -> String {
-    comm[..comm.floor_char_boundary(15)].to_owned()
-}
-
-fn parse_user(text: &str) -> Result<Uid, String> {
-    if let Ok(number) = text.parse() {
-        return Ok(Uid(number));
-    }
-    match asker::user_id(text) {
-        Ok(Some(uid)) => Ok(uid),
-        Ok(None) => Err(format!("no user {text}")),
-        Err(error) => Err(format!("cannot look up user {text}: {error}")),
-    }
-}
-
-/// A regular expression rule.
-#[derive(Clone, Debug)]
-struct Regex(regex_lite::Regex);
-
-impl FromStr for Regex {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let regex = regex_lite::Regex::new(text).map_err(|error| error.to_string())?;
-        // What an unset variable leaves behind must not recognise everybody.
-        if regex.is_match("") {
-            return Err(
-                "it matches the empty text, so it would recognise everybody; that is --any-owner".to_owned()
-            );
-        }
-        Ok(Self(regex))
-    }
-}
-
-impl Pattern for Regex {
-    fn is_match(&self, text: &str) -> bool {
-        self.0.is_match(text)
-    }
-
-    fn source(&self) -> &str {
-        self.0.as_str()
     }
 }
 
@@ -457,19 +380,6 @@ mod tests {
         for wrong in ["", "pid:", "pid:0", "pid:me", "pid:-1"] {
             assert!(wrong.parse::<Place>().is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn a_comm_is_cut_as_the_kernel_cuts_it() {
-        assert_eq!(as_kernel_comm("openclaw-gateway"), "openclaw-gatewa");
-        assert_eq!(as_kernel_comm("node"), "node");
-    }
-
-    #[test]
-    fn an_unset_variable_in_a_rule_recognises_nobody() {
-        assert!("".parse::<Regex>().expect_err("empty").contains("--any-owner"));
-        assert!(".*".parse::<Regex>().is_err());
-        assert!("gateway$".parse::<Regex>().is_ok());
     }
 
     #[test]

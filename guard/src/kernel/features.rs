@@ -123,6 +123,13 @@ pub fn kernel_release() -> Option<String> {
     Some(fs::read_to_string("/proc/sys/kernel/osrelease").ok()?.trim().to_owned())
 }
 
+/// systemd runs as this machine's service manager: as `sd_booted(3)` tells it, or,
+/// in a container with the host's PID namespace, as PID 1 calls itself.
+pub fn service_manager_runs() -> bool {
+    std::fs::symlink_metadata("/run/systemd/system").is_ok_and(|found| found.is_dir())
+        || std::fs::read_to_string("/proc/1/comm").is_ok_and(|comm| comm.trim_end() == "systemd")
+}
+
 /// Whether the kernel lets this process signal other users' processes.
 pub fn may_signal_others() -> bool {
     const CAP_KILL: u32 = 5;

@@ -140,6 +140,12 @@ struct DecisionBody {
 #[derive(Serialize)]
 struct Why {
     code: &'static str,
+    /// What part of the process the evidence is about.
+    kind: Option<&'static str>,
+    /// What the process shows there.
+    value: Option<String>,
+    /// What it was held against.
+    rule: Option<String>,
     text: String,
 }
 
@@ -465,26 +471,14 @@ fn refused_owner((process, judgement): &(ProcessId, Judgement)) -> RefusedOwner 
 }
 
 fn whys(judgement: &Judgement) -> Vec<Why> {
-    judgement.reasons.iter().map(|reason| Why { code: code(reason), text: reason.to_string() }).collect()
-}
-
-const fn code(reason: &Reason) -> &'static str {
-    match reason {
-        Reason::Itself => "itself",
-        Reason::Ancestor(_) => "ancestor",
-        Reason::AncestryHidden => "ancestry_hidden",
-        Reason::KernelThread => "kernel_thread",
-        Reason::SameServiceCgroup(_) => "same_service_cgroup",
-        Reason::StartedAfterRequest => "started_after_request",
-        Reason::Matched { .. } => "matched",
-        Reason::AnyOwner => "any_owner",
-        Reason::ExecutableDeleted => "executable_deleted",
-        Reason::NotMatched { .. } => "not_matched",
-        Reason::FieldHidden(_) => "field_hidden",
-        Reason::CommAlone(_) => "comm_alone",
-        Reason::NoRules => "no_rules",
-        Reason::NoEvidence => "no_evidence",
-    }
+    let why = |reason: &Reason| Why {
+        code: reason.code(),
+        kind: reason.kind(),
+        value: reason.value(),
+        rule: reason.rule().map(str::to_owned),
+        text: reason.to_string(),
+    };
+    judgement.reasons.iter().map(why).collect()
 }
 
 fn how(status: Option<ExitStatus>) -> How {

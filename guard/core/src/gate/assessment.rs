@@ -131,7 +131,9 @@ impl Assessment {
         let claimants: Vec<&JudgedHolder> =
             in_the_way.iter().copied().filter(|holder| holder.is_claimant()).collect();
 
-        let not_ours = owners_of(&claimants, |class| matches!(class, Class::Foreign | Class::Protected));
+        let not_ours = owners_of(&claimants, |class| {
+            matches!(class, Class::Foreign | Class::Current | Class::Protected)
+        });
         let (dying, refused): (Vec<_>, Vec<_>) =
             not_ours.into_iter().partition(|(_, judgement)| judgement.is_for_want_of_evidence());
         if !refused.is_empty() {

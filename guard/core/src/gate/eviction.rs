@@ -52,5 +52,5 @@ fn may_go(plan: &Plan, judged: &JudgedHolder) -> bool {
         return socket.state == TcpState::Listen && nobodys && shared;
     }
     // A connection may be the one through which portguard is being used.
-    judged.owners.iter().all(|owner| !matches!(owner.judgement.class, Class::Protected | Class::Newcomer))
+    judged.owners.iter().all(|owner| matches!(owner.judgement.class, Class::Stale | Class::Foreign))
 }

@@ -5,6 +5,7 @@ mod identity;
 mod process;
 mod socket;
 mod time;
+mod unit;
 mod verdict;
 
 pub use bind::{BindOutcome, BindSpec};
@@ -12,4 +13,5 @@ pub use identity::{NetnsInode, Port, ProcessId, SocketCookie, SocketInode, Start
 pub use process::{ExitStatus, Process, ProcessState, Seen, Signal};
 pub use socket::{Owners, Snapshot, Socket, TcpState, Unseen};
 pub use time::Instant;
+pub use unit::{ActiveState, KillMode, Manager, Unit, UnitId, UnitName};
 pub use verdict::{Holder, UnknownReason, Verdict};

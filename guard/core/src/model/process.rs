@@ -1,6 +1,6 @@
 use std::fmt;
 
-use super::{ProcessId, Tgid, Uid};
+use super::{ProcessId, Tgid, Uid, UnitId};
 
 /// Something the guard tried to read about a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +70,35 @@ pub struct Process {
     pub state: ProcessState,
     /// Kernel function the leader sleeps in, where the kernel shows it.
     pub wait_channel: Option<String>,
+}
+
+impl Process {
+    /// The systemd unit that its cgroup belongs to.
+    pub fn unit(&self) -> Option<UnitId> {
+        UnitId::of_cgroup(self.cgroup.as_deref()?)
+    }
+
+    /// Nobody starts it again when it ends: it is in a login session, in a scope
+    /// that a terminal or `systemd-run` made, or in the root cgroup. A container's
+    /// scope is none of those, nor is a cgroup whose name says nothing.
+    pub fn is_unsupervised(&self) -> bool {
+        let Some(path) = self.cgroup.as_deref().filter(|path| *path != "/") else { return true };
+        UnitId::of_cgroup(path).is_some_and(|unit| {
+            let name = unit.name.as_str();
+            let by_hand = ["session-", "run-", "app-", "tmux-spawn-", "vte-spawn-"];
+            let manager = name.starts_with("user@") && path.ends_with("/init.scope");
+            manager || (name.ends_with(".scope") && by_hand.iter().any(|prefix| name.starts_with(prefix)))
+        })
+    }
+
+    /// The title that the process has written over its arguments: one word or
+    /// one line that is not how its executable was called.
+    pub fn title(&self) -> Option<&str> {
+        let [title] = self.argv.known()?.as_slice() else { return None };
+        let name = |path: &str| path.rsplit('/').next().map(str::to_owned);
+        let called_as_its_exe = self.exe.known().is_some_and(|exe| name(exe) == name(title));
+        (!called_as_its_exe && !title.starts_with('/')).then_some(title)
+    }
 }
 
 /// The only signals portguard ever sends.

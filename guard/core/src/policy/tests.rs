@@ -5,6 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::{ProcessState, Tgid};
 
+mod units;
+
 #[derive(Debug)]
 struct Contains(String);
 
@@ -73,22 +75,26 @@ fn class(process: &Process, rules: &Rules) -> Class {
     judged(process, rules).class
 }
 
-fn matched(field: Field, rule: &str) -> Reason {
-    Reason::Matched { field, rule: rule.to_owned() }
+fn matched(field: Field, rule: &str, value: &str) -> Reason {
+    Reason::Matched { field, rule: rule.to_owned(), value: value.to_owned() }
+}
+
+fn by_argv() -> Reason {
+    matched(Field::Argv, "/openclaw/", "openclaw-gateway --port")
 }
 
 #[test]
 fn a_recognised_old_process_is_stale() {
     let judgement = judged(&gateway(), &matching(&["openclaw"]));
     assert_eq!(judgement.class, Class::Stale);
-    assert_eq!(judgement.reasons, [matched(Field::Argv, "/openclaw/")]);
+    assert_eq!(judgement.reasons, [by_argv()]);
 }
 
 #[test]
 fn a_replaced_executable_is_more_evidence_but_none_by_itself() {
     let replaced = Process { exe_deleted: true, ..gateway() };
     let judgement = judged(&replaced, &matching(&["openclaw"]));
-    assert_eq!(judgement.reasons, [matched(Field::Argv, "/openclaw/"), Reason::ExecutableDeleted]);
+    assert_eq!(judgement.reasons, [by_argv(), Reason::ExecutableDeleted("/usr/bin/node".to_owned())]);
     assert_eq!(class(&replaced, &matching(&["nginx"])), Class::Foreign);
 }
 
@@ -201,11 +207,11 @@ fn rules_of_different_kinds_must_all_hold() {
     let both = Rules { uid: vec![Uid(7)], ..matching(&["openclaw"]) };
     let judgement = judged(&gateway(), &both);
     assert_eq!(judgement.class, Class::Stale);
-    assert_eq!(judgement.reasons, [matched(Field::Argv, "/openclaw/"), matched(Field::Uid, "7")]);
+    assert_eq!(judgement.reasons, [by_argv(), matched(Field::Uid, "7", "7")]);
     let other_user = Process { uid: Uid(8), ..gateway() };
     let judgement = judged(&other_user, &both);
     assert_eq!(judgement.class, Class::Foreign);
-    let reason = Reason::NotMatched { field: Field::Uid, rules: "7".to_owned() };
+    let reason = Reason::NotMatched { field: Field::Uid, rules: "7".to_owned(), value: Some("8".to_owned()) };
     assert_eq!(judgement.reasons, [reason], "only what failed is named");
 }
 
@@ -268,7 +274,7 @@ fn only_root_or_the_same_user_may_signal() {
 fn reasons_are_words() {
     let words = [
         (Reason::Ancestor(1), "it is portguard's parent"),
-        (matched(Field::Exe, "/usr/bin/node"), "exe matches /usr/bin/node"),
+        (matched(Field::Exe, "/usr/bin/node", "/usr/bin/node"), "exe matches /usr/bin/node"),
         (Reason::FieldHidden(Field::Argv), "argv is not readable for this user"),
     ];
     for (reason, expected) in words {
