@@ -3,6 +3,7 @@
 
 pub mod asker;
 pub mod netns;
+pub mod spelling;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};

@@ -1,9 +1,6 @@
 //! Options that several subcommands share, and how they become a plan.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -14,6 +11,8 @@ use guard_core::policy::{Pattern, Rules};
 
 use super::exit::UsageError;
 pub(super) use super::rules::RuleOptions;
+pub(super) use crate::runtime::spelling::parse_duration;
+use crate::runtime::spelling::{Address, Place, parse_interval};
 use crate::runtime::{Session, Tier, TierChoice, asker, netns};
 
 /// Which network namespace is guarded.
@@ -34,23 +33,6 @@ impl NetnsOptions {
         match &self.place {
             Some(Place(path)) => netns::enter(path).map(drop),
             None => Ok(()),
-        }
-    }
-}
-
-/// The file of a network namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Place(PathBuf);
-
-impl FromStr for Place {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.strip_prefix("pid:").map(str::parse::<u32>) {
-            Some(Ok(pid @ 1..)) => Ok(Self(Path::new("/proc").join(pid.to_string()).join("ns/net"))),
-            Some(_) => Err("pid: takes the number of a process"),
-            None if text.is_empty() => Err("give a path such as /run/netns/NAME, or pid:N"),
-            None => Ok(Self(PathBuf::from(text))),
         }
     }
 }
@@ -83,21 +65,13 @@ impl ServiceOptions {
     /// The bind specs, in the order given.
     pub(super) fn endpoints(&self) -> anyhow::Result<Vec<BindSpec>> {
         let port = Port::new(self.port.get()).context("port 0 cannot be guarded")?;
-        let everywhere = if asker::ipv6_available() {
-            IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-        } else {
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
-        };
-        let addresses = if self.address.is_empty() {
-            vec![Address { ip: everywhere, scope: Scope::None }]
-        } else {
-            self.address.clone()
-        };
+        let addresses =
+            if self.address.is_empty() { vec![Address::everywhere()] } else { self.address.clone() };
         let mut endpoints: Vec<BindSpec> = Vec::new();
         for address in addresses {
             let spec = BindSpec {
                 address: address.ip,
-                scope: address.scope.index()?,
+                scope: address.scope.index().map_err(|error| UsageError(error.to_string()))?,
                 port,
                 v6only: self.v6only && address.ip.is_ipv6(),
                 reuse_address: !self.strict_bind,
@@ -113,54 +87,6 @@ impl ServiceOptions {
     /// The service's name in reports.
     pub(super) fn name(&self) -> String {
         format!("port-{}", self.port)
-    }
-}
-
-/// An IP address, with a scope when it is link-local.
-#[derive(Clone, Debug)]
-struct Address {
-    ip: IpAddr,
-    scope: Scope,
-}
-
-/// Which interface a link-local address is meant on. An interface's name means
-/// something only inside the network namespace that is guarded.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Scope {
-    None,
-    Index(u32),
-    Interface(String),
-}
-
-impl Scope {
-    fn index(&self) -> Result<u32, UsageError> {
-        match self {
-            Self::None => Ok(0),
-            Self::Index(index) => Ok(*index),
-            Self::Interface(name) => asker::interface_index(name)
-                .map_err(|error| UsageError(format!("no network interface {name}: {error}"))),
-        }
-    }
-}
-
-impl FromStr for Address {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-        let (ip, scope) = match bare.split_once('%') {
-            Some((ip, scope)) => (ip, Some(scope)),
-            None => (bare, None),
-        };
-        let ip = IpAddr::from_str(ip).map_err(
-            |_| "not an IP address (names are not resolved; for localhost give 127.0.0.1 and ::1)",
-        )?;
-        let scope = match scope {
-            None => Scope::None,
-            Some(scope) => scope.parse().map_or_else(|_| Scope::Interface(scope.to_owned()), Scope::Index),
-        };
-        // A socket bound to ::ffff:a.b.c.d and one bound to a.b.c.d conflict alike.
-        Ok(Self { ip: ip.to_canonical(), scope })
     }
 }
 
@@ -212,19 +138,6 @@ impl TierOptions {
             None => {}
         }
         Ok(session)
-    }
-}
-
-/// `500ms`, `3s`, `2m`.
-pub(super) fn parse_duration(text: &str) -> Result<Duration, humantime::DurationError> {
-    humantime::parse_duration(text)
-}
-
-fn parse_interval(text: &str) -> Result<Duration, String> {
-    match parse_duration(text) {
-        Ok(interval) if interval >= Duration::from_micros(100) => Ok(interval),
-        Ok(_) => Err("must be at least 100us".to_owned()),
-        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -354,37 +267,4 @@ pub(super) fn literal(text: &str) -> Box<dyn Pattern> {
         }
     }
     Box::new(Literal(text.to_owned()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_come_with_brackets_and_scopes() {
-        let plain: Address = "127.0.0.1".parse().expect("an address");
-        assert_eq!((plain.ip.to_string().as_str(), plain.scope), ("127.0.0.1", Scope::None));
-        let bracketed: Address = "[::1]".parse().expect("an address");
-        assert!(bracketed.ip.is_loopback());
-        let scoped: Address = "fe80::1%1".parse().expect("an address");
-        assert_eq!(scoped.scope, Scope::Index(1));
-        let named: Address = "fe80::1%no-such-if".parse().expect("an address");
-        assert!(named.scope.index().expect_err("no such interface").to_string().contains("no-such-if"));
-        assert!("localhost".parse::<Address>().expect_err("a name").contains("127.0.0.1 and ::1"));
-    }
-
-    #[test]
-    fn a_network_namespace_is_named_by_path_or_process() {
-        assert_eq!("/run/netns/blue".parse(), Ok(Place(PathBuf::from("/run/netns/blue"))));
-        assert_eq!("pid:7".parse(), Ok(Place(PathBuf::from("/proc/7/ns/net"))));
-        for wrong in ["", "pid:", "pid:0", "pid:me", "pid:-1"] {
-            assert!(wrong.parse::<Place>().is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn intervals_that_would_spin_are_refused() {
-        assert!(parse_interval("1us").is_err());
-        assert_eq!(parse_interval("5ms"), Ok(Duration::from_millis(5)));
-    }
 }

@@ -1,12 +1,11 @@
 //! Options that say how the service's processes are recognised.
 
-use std::str::FromStr;
-
 use clap::Args;
 use guard_core::model::Uid;
 use guard_core::policy::{CgroupGlob, Pattern, Rules, UnitRule, UnitState};
 
 use crate::runtime::asker;
+use crate::runtime::spelling::{Regex, as_kernel_comm, parse_user};
 
 /// How the service's processes are recognised.
 #[derive(Clone, Debug, Args)]
@@ -65,67 +64,4 @@ fn unit_rule(name: &str) -> UnitRule {
 
 fn parse_glob(text: &str) -> Result<CgroupGlob, &'static str> {
     CgroupGlob::new(text)
-}
-
-/// The kernel keeps 15 bytes of a command name (`TASK_COMM_LEN` is 16).
-fn as_kernel_comm(comm: &str) -> String {
-    comm[..comm.floor_char_boundary(15)].to_owned()
-}
-
-fn parse_user(text: &str) -> Result<Uid, String> {
-    if let Ok(number) = text.parse() {
-        return Ok(Uid(number));
-    }
-    match asker::user_id(text) {
-        Ok(Some(uid)) => Ok(uid),
-        Ok(None) => Err(format!("no user {text}")),
-        Err(error) => Err(format!("cannot look up user {text}: {error}")),
-    }
-}
-
-/// A regular expression rule.
-#[derive(Clone, Debug)]
-struct Regex(regex_lite::Regex);
-
-impl FromStr for Regex {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let regex = regex_lite::Regex::new(text).map_err(|error| error.to_string())?;
-        // What an unset variable leaves behind must not recognise everybody.
-        if regex.is_match("") {
-            return Err(
-                "it matches the empty text, so it would recognise everybody; that is --any-owner".to_owned()
-            );
-        }
-        Ok(Self(regex))
-    }
-}
-
-impl Pattern for Regex {
-    fn is_match(&self, text: &str) -> bool {
-        self.0.is_match(text)
-    }
-
-    fn source(&self) -> &str {
-        self.0.as_str()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_comm_is_cut_as_the_kernel_cuts_it() {
-        assert_eq!(as_kernel_comm("openclaw-gateway"), "openclaw-gatewa");
-        assert_eq!(as_kernel_comm("node"), "node");
-    }
-
-    #[test]
-    fn an_unset_variable_in_a_rule_recognises_nobody() {
-        assert!("".parse::<Regex>().expect_err("empty").contains("--any-owner"));
-        assert!(".*".parse::<Regex>().is_err());
-        assert!("gateway$".parse::<Regex>().is_ok());
-    }
 }

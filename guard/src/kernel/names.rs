@@ -21,3 +21,12 @@ pub fn interface_index(name: &str) -> io::Result<u32> {
 pub fn user_id(name: &str) -> io::Result<Option<Uid>> {
     Ok(nix::unistd::User::from_name(name)?.map(|user| Uid(user.uid.as_raw())))
 }
+
+/// The group id of a group name; `None` when no group has it.
+///
+/// # Errors
+///
+/// When the group database cannot be read.
+pub fn group_id(name: &str) -> io::Result<Option<u32>> {
+    Ok(nix::unistd::Group::from_name(name)?.map(|group| group.gid.as_raw()))
+}

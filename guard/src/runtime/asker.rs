@@ -7,7 +7,7 @@ use tracing::debug;
 pub use crate::kernel::bind::ipv6_available;
 use crate::kernel::features;
 pub use crate::kernel::features::service_manager_runs;
-pub use crate::kernel::names::{interface_index, user_id};
+pub use crate::kernel::names::{group_id, interface_index, user_id};
 use crate::kernel::procfs::{self, ProcError};
 use crate::kernel::sock_diag::DestroyError;
 
