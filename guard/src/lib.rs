@@ -11,3 +11,4 @@ pub mod kernel;
 pub mod observe;
 pub mod report;
 pub mod runtime;
+pub mod sidecar;

@@ -108,6 +108,12 @@ pub(crate) const RESERVED: &[Reserved] = &[
         why: "arguments are parsed in cli",
     },
     Reserved {
+        names: &["toml", "strsim"],
+        within: &["guard/"],
+        allowed: &["guard/src/sidecar/"],
+        why: "the configuration file is the sidecar's",
+    },
+    Reserved {
         names: &["anyhow"],
         within: &["guard/", "guard-common/"],
         allowed: &["guard/src/main.rs", "guard/src/cli/"],

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand.
 
+mod check_config;
 mod demo;
 mod doctor;
 mod exit;
@@ -46,6 +47,8 @@ enum Command {
     Demo(demo::Demo),
     /// Say which tier this machine gives and what is missing for a better one
     Doctor(doctor::Doctor),
+    /// Check the sidecar's configuration file
+    CheckConfig(check_config::CheckConfig),
     #[command(hide = true, name = demo::GATEWAY)]
     DemoGateway(demo::Gateway),
 }
@@ -59,7 +62,7 @@ impl Command {
             Self::Free(free) => Some(&free.service.netns),
             Self::Restart(restart) => Some(&restart.service.netns),
             Self::Doctor(doctor) => Some(&doctor.netns),
-            Self::Demo(_) | Self::DemoGateway(_) => None,
+            Self::Demo(_) | Self::DemoGateway(_) | Self::CheckConfig(_) => None,
         }
     }
 }
@@ -100,6 +103,7 @@ fn run(command: Command, verbose: bool) -> anyhow::Result<Exit> {
         // It forks, so it must stay single-threaded.
         Command::DemoGateway(gateway) => gateway.run(),
         Command::Doctor(doctor) => Ok(doctor.run()),
+        Command::CheckConfig(check) => check.run(),
         command => in_runtime(command, verbose),
     }
 }
@@ -117,7 +121,7 @@ fn in_runtime(command: Command, verbose: bool) -> anyhow::Result<Exit> {
             Command::Free(free) => free.run(verbose).await,
             Command::Restart(restart) => restart.run(verbose).await,
             Command::Demo(demo) => demo.run(verbose).await,
-            Command::Doctor(_) | Command::DemoGateway(_) => Ok(Exit::Done),
+            Command::Doctor(_) | Command::DemoGateway(_) | Command::CheckConfig(_) => Ok(Exit::Done),
         }
     });
     // A BPF load that nobody waits for any more must not hold up the exit.

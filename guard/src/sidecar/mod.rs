@@ -1,0 +1,3 @@
+//! The sidecar: many services in one process, asked over a Unix socket.
+
+pub mod config;
