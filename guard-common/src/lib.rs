@@ -13,6 +13,7 @@
 mod lost;
 mod maps;
 mod names;
+mod owner;
 mod settings;
 mod tracepoint;
 mod wire;
@@ -20,6 +21,7 @@ mod wire;
 pub use lost::LostReason;
 pub use maps::{CLOSING_ENTRIES, Closing, OWNERS_ENTRIES, PORT_WORDS, WATCHED_ENTRIES, WatchKey, watch};
 pub use names::{map, program, symbol};
+pub use owner::{OWNER_IS_LEADER, OwnerOffsets, OwnerRecord, WANTED_ENTRIES};
 pub use settings::Settings;
 pub use tracepoint::{Event, Field, inet_sock_set_state, sched_process_exit, tcp_destroy_sock};
 pub use wire::{

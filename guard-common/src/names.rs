@@ -26,6 +26,8 @@ pub mod map {
         CLOSING = "CLOSING";
         /// Hash of thread group ids (the guard's PID namespace) to 1.
         OWNERS = "OWNERS";
+        /// Hash of inode numbers of the sockets whose owners are looked for, to 1.
+        WANTED = "WANTED";
         /// Per-CPU array of one element: a counter for each [`LostReason`](crate::LostReason).
         LOST = "LOST";
     }
@@ -47,6 +49,8 @@ pub mod program {
         DESTROY_SOCK = "pg_destroy_sock";
         /// On `sched:sched_process_exit`.
         PROCESS_EXIT = "pg_process_exit";
+        /// On the iterator `task_file`.
+        TASK_FILE = "pg_task_file";
     }
 }
 
@@ -55,5 +59,7 @@ pub mod symbol {
     names! {
         /// The [`Settings`](crate::Settings).
         SETTINGS = "SETTINGS";
+        /// The [`OwnerOffsets`](crate::OwnerOffsets).
+        OWNER_OFFSETS = "OWNER_OFFSETS";
     }
 }

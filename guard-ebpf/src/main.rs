@@ -20,6 +20,7 @@ mod settings;
 mod skip;
 mod sock;
 mod socket;
+mod task_file;
 mod tcp_destroy_sock;
 
 /// The kernel gives tracing helpers only to programs with a GPL-compatible licence.

@@ -3,7 +3,8 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use guard_common::{
-    CLOSING_ENTRIES, Closing, LostReason, OWNERS_ENTRIES, PORT_WORDS, WATCHED_ENTRIES, WatchKey,
+    CLOSING_ENTRIES, Closing, LostReason, OWNERS_ENTRIES, PORT_WORDS, WANTED_ENTRIES, WATCHED_ENTRIES,
+    WatchKey,
 };
 
 /// The guard sets the size before load.
@@ -28,6 +29,10 @@ pub(crate) static CLOSING: HashMap<u64, Closing> = HashMap::with_max_entries(CLO
 /// Written by the guard and by the programs.
 #[map]
 pub(crate) static OWNERS: HashMap<u32, u32> = HashMap::with_max_entries(OWNERS_ENTRIES, 0);
+
+/// Written by the guard alone.
+#[map]
+pub(crate) static WANTED: HashMap<u64, u32> = HashMap::with_max_entries(WANTED_ENTRIES, 0);
 
 /// One element of all counters, so that the guard reads them in one call.
 #[map]

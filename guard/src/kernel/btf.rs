@@ -1,5 +1,5 @@
-//! Where members lie in the running kernel's structures, and how many
-//! parameters its functions take.
+//! Where members lie in the running kernel's structures, how many parameters
+//! its functions take, and under which numbers it knows them.
 //!
 //! The kernel describes its own types in BTF (`/sys/kernel/btf/vmlinux`, since
 //! 5.4 with `CONFIG_DEBUG_INFO_BTF`). The BPF programs read a handful of kernel
@@ -7,9 +7,8 @@
 //! up and passes them in.
 //!
 //! The scanner is ours because aya keeps the members of BTF structures to
-//! itself. It walks the type section once, keeps one word per type so that a
-//! member's type can be found again, and compares names of structures and
-//! typedefs only.
+//! itself. It keeps one word per type so that a member's type can be found
+//! again, and compares names of structures, typedefs and functions only.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -78,6 +77,15 @@ pub fn kernel_types<const M: usize, const P: usize>(
     find(&read(VMLINUX)?, members, functions)
 }
 
+/// The running kernel's own description of its types, for [`Types::of`].
+///
+/// # Errors
+///
+/// [`BtfError::Read`] when the kernel has none or it may not be read.
+pub fn vmlinux() -> Result<Vec<u8>, BtfError> {
+    read(VMLINUX)
+}
+
 /// Reads `path` whole; sysfs hands out one page per call, so the buffer gets
 /// its final size at once.
 fn read(path: &'static str) -> Result<Vec<u8>, BtfError> {
@@ -99,17 +107,7 @@ pub fn find<const M: usize, const P: usize>(
     members: &[Member; M],
     functions: &[&str; P],
 ) -> Result<Found<M, P>, BtfError> {
-    let types = Types::index(btf, members, functions)?;
-    let mut found = Found { offsets: [None; M], parameters: [None; P] };
-    for &(index, at) in &types.structures {
-        if let (slot @ None, Some(member)) = (&mut found.offsets[index], members.get(index)) {
-            *slot = types.resolve(at, member.path, 0);
-        }
-    }
-    for &(index, at) in &types.typedefs {
-        found.parameters[index] = found.parameters[index].or(types.parameters(at));
-    }
-    Ok(found)
+    Ok(Types::of(btf)?.find(members, functions))
 }
 
 /// Kinds of `include/uapi/linux/btf.h`.
@@ -141,15 +139,12 @@ const MAGIC: u16 = 0xeb9f;
 const MAX_DEPTH: u32 = 32;
 
 /// The sections of a BTF blob, with a way from a type's number to its place.
-struct Types<'a> {
+#[derive(Debug)]
+pub struct Types<'a> {
     types: &'a [u8],
     strings: &'a [u8],
     /// Place of type `n + 1` in `types`.
     places: Vec<u32>,
-    /// (index of a wanted member, place of a structure of the wanted name).
-    structures: Vec<(usize, usize)>,
-    /// (index of a wanted function, place of a typedef of the wanted name).
-    typedefs: Vec<(usize, usize)>,
 }
 
 /// The fixed part of a type.
@@ -164,7 +159,12 @@ struct Type {
 }
 
 impl<'a> Types<'a> {
-    fn index(btf: &'a [u8], members: &[Member], functions: &[&str]) -> Result<Self, BtfError> {
+    /// Finds every type's place in `btf`.
+    ///
+    /// # Errors
+    ///
+    /// [`BtfError::Format`] and [`BtfError::UnknownKind`].
+    pub fn of(btf: &'a [u8]) -> Result<Self, BtfError> {
         let format = |what| BtfError::Format { what };
         if btf.get(..2) != Some(&MAGIC.to_ne_bytes()) {
             return Err(format("no magic number in this machine's byte order"));
@@ -180,22 +180,13 @@ impl<'a> Types<'a> {
 
         // Types of a kernel take 14 bytes or more on average.
         let mut places = Vec::with_capacity(types.len() / 14);
-        let (mut structures, mut typedefs) = (Vec::new(), Vec::new());
-        let mut this =
-            Self { types, strings, places: Vec::new(), structures: Vec::new(), typedefs: Vec::new() };
+        let mut this = Self { types, strings, places: Vec::new() };
         let mut at = 0;
         while at < types.len() {
             let found = this.at(at).ok_or(format("a type is cut off"))?;
             // BTF sections are limited to 2^32 bytes by their own header.
             places.push(at as u32);
             let count = found.members;
-            if found.kind == kind::STRUCT && count > 0 {
-                let named = |(_, member): &(usize, &Member)| this.named(found.name, member.structure);
-                structures.extend(members.iter().enumerate().filter(named).map(|(index, _)| (index, at)));
-            } else if found.kind == kind::TYPEDEF {
-                let named = |(_, name): &(usize, &&str)| this.named(found.name, name);
-                typedefs.extend(functions.iter().enumerate().filter(named).map(|(index, _)| (index, at)));
-            }
             at += 12
                 + match found.kind {
                     kind::INT | kind::VAR | kind::DECL_TAG => 4,
@@ -215,8 +206,57 @@ impl<'a> Types<'a> {
                 };
         }
         this.places = places;
-        (this.structures, this.typedefs) = (structures, typedefs);
         Ok(this)
+    }
+
+    /// Looks up `members`, and `functions` (typedefs of a pointer to a function).
+    pub fn find<const M: usize, const P: usize>(
+        &self,
+        members: &[Member; M],
+        functions: &[&str; P],
+    ) -> Found<M, P> {
+        let mut found = Found { offsets: [None; M], parameters: [None; P] };
+        for (at, kind, name) in self.names() {
+            if kind == kind::STRUCT {
+                for (slot, member) in found.offsets.iter_mut().zip(members) {
+                    if slot.is_none() && self.named(name, member.structure) {
+                        *slot = self.resolve(at, member.path, 0);
+                    }
+                }
+            } else if kind == kind::TYPEDEF {
+                for (slot, function) in found.parameters.iter_mut().zip(functions) {
+                    if slot.is_none() && self.named(name, function) {
+                        *slot = self.parameters(at);
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// The number of the function called `name`: by it, a program is told to
+    /// attach to the function.
+    pub fn function(&self, name: &str) -> Option<u32> {
+        let index =
+            self.names().position(|(_, kind, found)| kind == kind::FUNC && self.named(found, name))?;
+        // Types are numbered from 1; 0 is void.
+        u32::try_from(index + 1).ok()
+    }
+
+    /// Size in bytes of the structure called `name`.
+    pub fn size(&self, name: &str) -> Option<u32> {
+        let (at, ..) =
+            self.names().find(|&(_, kind, found)| kind == kind::STRUCT && self.named(found, name))?;
+        Some(self.at(at)?.target)
+    }
+
+    /// Place, kind and name of every type, in the order of their numbers.
+    fn names(&self) -> impl Iterator<Item = (usize, u32, u32)> {
+        self.places.iter().map(|&place| {
+            let at = place as usize;
+            // Every place was the beginning of a whole type when it was noted.
+            self.at(at).map_or((at, 0, 0), |found| (at, found.kind, found.name))
+        })
     }
 
     fn at(&self, at: usize) -> Option<Type> {

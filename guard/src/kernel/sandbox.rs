@@ -356,6 +356,8 @@ fn actor() {
             say_and_stay(inode_of(&fd));
         }
         "what-is-unseen" => say_and_stay(format!("{:?}", crate::kernel::procfs::what_is_unseen().unwrap())),
+        // In a child PID namespace, with its own /proc.
+        "owners-inside" => say_and_stay(crate::kernel::bpf::tests::owners::asked_inside()),
         "open-parent" => {
             // In a child PID namespace with the parent namespace's /proc.
             let link = std::fs::read_link("/proc/self").unwrap();

@@ -123,6 +123,13 @@ impl BpfError {
         Self::Unsupported { operation: "use", subject, needs, source: Source::new(error) }
     }
 
+    /// The kernel's types do not show what the iterator over open files needs.
+    pub(super) fn no_iterator(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        let subject = "the iterator task_file".into();
+        let needs = "BPF iterators and fitting types in BTF (Linux 5.8 or newer with CONFIG_DEBUG_INFO_BTF)";
+        Self::Unsupported { operation: "use", subject, needs, source: Source::new(error) }
+    }
+
     /// A failure that is not aya's.
     pub(super) fn failed(
         operation: &'static str,

@@ -186,7 +186,7 @@ unsafe impl Wire for SocketEvent {}
 unsafe impl Wire for guard_common::ExitEvent {}
 
 /// The beginning of `record` as a `T`; it may be longer.
-fn copy<T: Wire>(record: &[u8]) -> Result<T, Malformed> {
+pub(super) fn copy<T: Wire>(record: &[u8]) -> Result<T, Malformed> {
     let bytes = record.get(..size_of::<T>()).ok_or(Malformed)?;
     // SAFETY: `bytes` is as long as a `T`, any bytes are a valid `T`, and the read
     // asks for no alignment.

@@ -8,6 +8,7 @@ use guard_common::{LostReason, Settings, map, symbol};
 
 use super::hook::{DESTROY_SOCK, Hook, PROCESS_EXIT, SET_STATE};
 use super::settings::{KernelTypes, resolve_pid_namespace};
+use super::task_file::{OwnerLookup, OwnerTypes};
 use super::{
     AttachBy, AttachedBy, Bpf, BpfError, BpfOptions, Loss, Plain, inet_sock_set_state, log,
     sched_process_exit, tcp_destroy_sock,
@@ -80,6 +81,7 @@ pub(super) struct Attempt {
     by: AttachedBy,
     hooks: Vec<&'static Hook>,
     losses: Vec<Loss>,
+    owners: Result<OwnerTypes, BpfError>,
 }
 
 impl Attempt {
@@ -119,7 +121,7 @@ impl Attempt {
             Way::Raw => AttachedBy::Raw,
             Way::Classic(_) => AttachedBy::Classic,
         };
-        Ok(Self { settings, by, hooks, losses })
+        Ok(Self { settings, by, hooks, losses, owners: types.owners() })
     }
 
     /// On an error, also the hook that it concerns.
@@ -135,17 +137,24 @@ impl Attempt {
             let misses = hook.attach(&mut bpf.ebpf, self.by).map_err(|error| (Some(hook), error))?;
             bpf.misses.extend(misses);
         }
+        // The others do not depend on it.
+        match self.owners.and_then(|types| OwnerLookup::take(&mut bpf.ebpf, types)) {
+            Ok(lookup) => bpf.owner_lookup = Some(lookup),
+            Err(error) => bpf.losses.push(Loss::OwnersFromProc { why: error.to_string() }),
+        }
         Ok(bpf)
     }
 
     /// Sets the globals and creates the maps.
     fn load(&self, options: &BpfOptions) -> Result<Ebpf, BpfError> {
         let settings = Plain(self.settings);
+        let offsets = Plain(self.owners.as_ref().map(|types| types.here()).unwrap_or_default());
         let mut loader = EbpfLoader::new();
         // The programs use no relocation against the kernel's types.
         loader
             .btf(None)
             .override_global(symbol::SETTINGS, &settings, true)
+            .override_global(symbol::OWNER_OFFSETS, &offsets, true)
             .map_max_entries(map::EVENTS, options.ring_bytes);
         if !options.log {
             loader.override_global(log::LEVEL, &0u8, false);
@@ -172,6 +181,7 @@ impl Attempt {
             attached_by: self.by,
             why_classic: None,
             log,
+            owner_lookup: None,
             ebpf,
         };
         for watch in &options.ports {
@@ -184,7 +194,28 @@ impl Attempt {
     }
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, BpfError> {
+/// Loads the iterator over open files alone. The other maps go with this function.
+pub(super) fn owner_lookup(types: &KernelTypes) -> Result<OwnerLookup, BpfError> {
+    if cfg!(bpf_stub) || OBJECT.is_empty() {
+        return Err(BpfError::Stub);
+    }
+    let types = types.owners()?;
+    let offsets = Plain(types.here());
+    let mut loader = EbpfLoader::new();
+    let mut ebpf = loader
+        .btf(None)
+        .override_global(symbol::OWNER_OFFSETS, &offsets, true)
+        .override_global(log::LEVEL, &0u8, false)
+        .map_max_entries(map::EVENTS, SMALLEST_PAGE)
+        .load(OBJECT)
+        .map_err(|error| BpfError::sort("load", "the embedded BPF object", error))?;
+    OwnerLookup::take(&mut ebpf, types)
+}
+
+pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, BpfError> {
     let map = ebpf.take_map(name).ok_or(BpfError::missing("map", name))?;
     T::try_from(map).map_err(|error| BpfError::map("use", name, error))
 }

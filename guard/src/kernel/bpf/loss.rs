@@ -29,6 +29,11 @@ pub enum Loss {
         /// Why.
         why: String,
     },
+    /// Owners are looked up without BPF.
+    OwnersFromProc {
+        /// Why.
+        why: String,
+    },
     /// Tasks have no number in the guard's PID namespace.
     TasksUnknown {
         /// Why.
@@ -49,6 +54,9 @@ impl fmt::Display for Loss {
             Self::ExitStatusUnknown { why } => ("exit codes and signals of owners are not known", why),
             Self::GroupExitGuessed { why } => {
                 ("an owner may be reported as gone while other threads of it are still running", why)
+            }
+            Self::OwnersFromProc { why } => {
+                ("owners are looked up in /proc, which is slower and does not show every process", why)
             }
             Self::TasksUnknown { why } => {
                 ("events do not say which process acted, and exits are not seen", why)

@@ -12,15 +12,17 @@ mod error;
 mod event;
 mod hook;
 mod inet_sock_set_state;
+mod iterator;
 mod load;
 mod log;
 mod loss;
 mod lost;
 mod sched_process_exit;
 mod settings;
+mod task_file;
 mod tcp_destroy_sock;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tracefs;
 
 use std::collections::BTreeMap;
@@ -38,6 +40,7 @@ pub use guard_common::LostReason;
 pub use log::BpfLog;
 pub use loss::Loss;
 pub use lost::Lost;
+pub use task_file::{Descriptor, OwnerLookup};
 pub use tracefs::TracefsError;
 
 /// A port whose sockets are reported.
@@ -135,6 +138,7 @@ pub struct Bpf {
     attached_by: AttachedBy,
     why_classic: Option<String>,
     log: Option<BpfLog>,
+    owner_lookup: Option<OwnerLookup>,
     ebpf: Ebpf,
 }
 
@@ -281,6 +285,12 @@ impl Bpf {
         self.log.take()
     }
 
+    /// The lookup of owners, once; `None` where [`Loss::OwnersFromProc`] says why.
+    /// It goes on working when this value is dropped.
+    pub fn take_owner_lookup(&mut self) -> Option<OwnerLookup> {
+        self.owner_lookup.take()
+    }
+
     fn key(&self, netns: NetnsInode, port: Port) -> WatchKey {
         // nsfs inode numbers are 32 bits in the kernel.
         let inode = if self.namespaces { u32::try_from(netns.0).unwrap_or(u32::MAX) } else { 0 };
@@ -337,3 +347,5 @@ struct Plain<T>(T);
 unsafe impl aya::Pod for Plain<WatchKey> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<guard_common::Settings> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<guard_common::OwnerOffsets> {}

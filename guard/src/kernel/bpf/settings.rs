@@ -3,13 +3,15 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
+use std::sync::{Arc, OnceLock};
 
 use guard_common::{Event, Settings, inet_sock_set_state, sched_process_exit, tcp_destroy_sock};
 use nix::sys::stat::{major, minor};
 use thiserror::Error;
 
+use super::task_file::OwnerTypes;
 use super::{BpfError, Loss};
-use crate::kernel::btf::{BtfError, Found, Member, kernel_types};
+use crate::kernel::btf::{BtfError, Found, Member, Types, vmlinux};
 
 /// `PROC_PID_INIT_INO` of `include/linux/proc_ns.h`: the initial PID namespace.
 const INIT_PID_NAMESPACE: u64 = 0xefff_fffc;
@@ -50,6 +52,8 @@ const PROTOTYPES: [&str; 3] = [
 #[derive(Debug)]
 pub(super) struct KernelTypes {
     found: Found<{ MEMBERS.len() }, { PROTOTYPES.len() }>,
+    /// What the iterator over open files needs, when all of it is there.
+    owners: Option<OwnerTypes>,
     /// Why nothing was found.
     why: Option<BtfError>,
 }
@@ -62,16 +66,29 @@ struct Untold {
 }
 
 impl KernelTypes {
-    pub(super) fn read() -> Self {
-        match kernel_types(&MEMBERS, &PROTOTYPES) {
-            Ok(found) => Self { found, why: None },
-            Err(why) => Self::unknown(why),
+    /// Reads the kernel's types, once for the life of this process.
+    pub(super) fn read() -> Arc<Self> {
+        static KNOWN: OnceLock<Arc<KernelTypes>> = OnceLock::new();
+        if let Some(known) = KNOWN.get() {
+            return Arc::clone(known);
         }
+        match Self::read_anew() {
+            // Whoever was faster found the same.
+            Ok(types) => Arc::clone(KNOWN.get_or_init(|| Arc::new(types))),
+            // May be different next time.
+            Err(why) => Arc::new(Self::unknown(why)),
+        }
+    }
+
+    pub(super) fn read_anew() -> Result<Self, BtfError> {
+        let btf = vmlinux()?;
+        let types = Types::of(&btf)?;
+        Ok(Self { found: types.find(&MEMBERS, &PROTOTYPES), owners: OwnerTypes::of(&types), why: None })
     }
 
     pub(super) fn unknown(why: BtfError) -> Self {
         let found = Found { offsets: [None; MEMBERS.len()], parameters: [None; PROTOTYPES.len()] };
-        Self { found, why: Some(why) }
+        Self { found, owners: None, why: Some(why) }
     }
 
     /// Resolves the offsets that both kinds of tracepoint need, and says what is
@@ -133,6 +150,14 @@ impl KernelTypes {
 
     fn untold(&self, event: &Event, what: &str) -> BpfError {
         BpfError::untold(event.name, Untold { why: self.reason(what) })
+    }
+
+    /// What the iterator over open files needs.
+    pub(super) fn owners(&self) -> Result<OwnerTypes, BpfError> {
+        self.owners.ok_or_else(|| {
+            let why = self.reason("struct file, struct inode, struct task_struct or bpf_iter_task_file");
+            BpfError::no_iterator(Untold { why })
+        })
     }
 
     fn reason(&self, what: &str) -> String {

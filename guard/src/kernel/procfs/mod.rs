@@ -17,12 +17,14 @@ use rustix::io::Errno;
 mod net;
 mod owners;
 mod process;
+mod start;
 mod stat;
 mod view;
 
 pub use net::sockets;
 pub use owners::{OwnerScan, owned_by, owners};
 pub use process::{Ancestors, ancestors, clock_ticks_per_second, process, start_time};
+pub use start::{BootOffset, boot_offset};
 pub use view::{
     HidePid, effective_capabilities, hidepid, in_initial_pid_namespace, may_trace_everybody, what_is_unseen,
 };

@@ -22,7 +22,7 @@ fn measure_load_and_latency() {
         println!("{what}: {:?}", start.elapsed() / rounds);
     };
     timed("read BTF", 20, Box::new(|| drop(std::fs::read(crate::kernel::btf::VMLINUX).unwrap())));
-    timed("read BTF and resolve members", 20, Box::new(|| drop(settings::KernelTypes::read())));
+    timed("read BTF and resolve members", 20, Box::new(|| drop(settings::KernelTypes::read_anew().unwrap())));
     timed("aya's own loader, before it does anything", 5, Box::new(|| drop(aya::EbpfLoader::new())));
     timed("tracefs", 20, Box::new(|| crate::kernel::bpf::tracefs::Tracefs::with(|_| ()).unwrap()));
     for attach in WAYS {

@@ -2,6 +2,8 @@
 
 mod degraded;
 mod measure;
+mod measure_owners;
+pub(crate) mod owners;
 mod processes;
 mod sockets;
 
