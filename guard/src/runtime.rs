@@ -145,14 +145,11 @@ impl Session {
         let mut ports: Vec<Port> = endpoints.iter().map(|spec| spec.port).collect();
         ports.sort_unstable();
         ports.dedup();
+        let connections = endpoints.iter().any(|spec| !spec.reuse_address);
+        let (observer, owners) = Observer::start(choice, &ports, connections, poll_interval)?;
         Ok(Self {
-            observer: Observer::start(
-                choice,
-                &ports,
-                endpoints.iter().any(|spec| !spec.reuse_address),
-                poll_interval,
-            )?,
-            looker: Looker::start(ports.clone(), now)?,
+            observer,
+            looker: Looker::start(ports.clone(), owners, now)?,
             exits: ExitWatch::new().map_err(in_loop("watch processes for their exit"))?,
             alarm: Alarm::new().map_err(in_loop("set up a timer"))?,
             unwatched: Vec::new(),

@@ -20,6 +20,9 @@ pub const CAP_KILL: i32 = 5;
 /// `CAP_NET_ADMIN`, from `include/uapi/linux/capability.h`.
 pub const CAP_NET_ADMIN: i32 = 12;
 
+/// `CAP_SYS_PTRACE`, from `include/uapi/linux/capability.h`.
+pub const CAP_SYS_PTRACE: i32 = 19;
+
 /// An argument of `mount()` that is left out.
 const NOTHING: Option<&str> = None;
 

@@ -1,27 +1,27 @@
 //! The flags of live sockets, read once and remembered.
 
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 
-use guard_core::model::{Socket, SocketCookie, TcpState};
+use guard_core::model::{Socket, SocketCookie, SocketInode, TcpState, Tgid};
 use tracing::debug;
 
 use crate::kernel::listener::{self, BindFlags};
-use crate::kernel::procfs::OwnerScan;
 
 /// What was learned about sockets, by their cookies, which are never reused.
 #[derive(Debug, Default)]
 pub(super) struct Learned(BTreeMap<SocketCookie, BindFlags>);
 
 impl Learned {
-    /// Asks the owners' descriptors about the sockets that nothing is known of
+    /// Asks the owners' `descriptors` about the sockets that nothing is known of
     /// yet, and forgets the sockets that are gone. Only those that claim the port
     /// are asked about: a connection shares its flag with a listener that may be
     /// gone, and is not guessed at. Without the privilege nothing is learned.
-    pub(super) fn learn(&mut self, table: &[Socket], scan: &OwnerScan) {
+    pub(super) fn learn(&mut self, table: &[Socket], descriptors: &BTreeMap<SocketInode, (Tgid, RawFd)>) {
         self.0.retain(|cookie, _| table.iter().any(|socket| socket.cookie == Some(*cookie)));
         for socket in table.iter().filter(|socket| claims(socket)) {
             let (Some(inode), Some(cookie)) = (socket.inode, socket.cookie) else { continue };
-            let Some(&(tgid, fd)) = scan.descriptors.get(&inode) else { continue };
+            let Some(&(tgid, fd)) = descriptors.get(&inode) else { continue };
             if self.0.contains_key(&cookie) {
                 continue;
             }

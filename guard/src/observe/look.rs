@@ -1,7 +1,7 @@
 //! Reading the socket table, the owners and the evidence on them.
 //!
-//! Walking every process's descriptors takes milliseconds on a busy machine,
-//! so full snapshots are taken on a thread of their own: nothing that they do
+//! Walking every process's descriptors takes milliseconds on a busy machine even
+//! where BPF does it, so full snapshots are taken on a thread of their own: nothing that they do
 //! delays a gate.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,13 +9,11 @@ use std::sync::mpsc as std_mpsc;
 use std::thread;
 
 use guard_core::gate::Fact;
-use guard_core::model::{
-    Instant, Owners, Port, Process, ProcessId, Snapshot, Socket, SocketInode, Tgid, Unseen,
-};
+use guard_core::model::{Instant, Owners, Port, ProcessId, Snapshot, Socket, SocketInode, Unseen};
 use tokio::sync::mpsc;
-use tracing::debug;
 
 use super::learned::Learned;
+use super::owners::{Evidence, OwnerSource};
 use crate::kernel::procfs::{self, ProcError};
 use crate::kernel::sock_diag::{SockDiag, SockDiagError};
 
@@ -65,68 +63,34 @@ fn snapshot(
     ports: &[Port],
     wanted: &Wanted,
     learned: &mut Learned,
+    source: &mut OwnerSource,
     now: fn() -> Instant,
 ) -> Result<Snapshot, LookError> {
     let begun = now();
     let mut table = read_table(ports)?;
     let inodes: BTreeSet<SocketInode> = table.iter().filter_map(|socket| socket.inode).collect();
-    let scan = procfs::owners(&inodes);
+    let mut evidence = Evidence::default();
+    let ownership = source.owners(&inodes, &mut evidence);
     if wanted.learn {
-        learned.learn(&table, &scan);
+        learned.learn(&table, &ownership.descriptors);
     }
     for socket in &mut table {
         learned.fill(socket);
     }
-
-    let mut processes: BTreeMap<Tgid, Process> = BTreeMap::new();
-    let mut confirmed: BTreeMap<SocketInode, Vec<ProcessId>> = BTreeMap::new();
-    let mut unreadable = None;
-    let owners: BTreeSet<Tgid> = scan.owners.values().flatten().copied().collect();
-    let also = wanted.also.iter().map(|process| process.tgid);
-    for tgid in owners.iter().copied().chain(also).collect::<BTreeSet<_>>() {
-        match procfs::process(tgid) {
-            Ok(Some(process)) => {
-                // The PID may have been reused between the scan and the reading of
-                // the evidence: the process that the evidence speaks of must be
-                // the owner.
-                if owners.contains(&tgid) {
-                    for inode in procfs::owned_by(tgid, &inodes) {
-                        confirmed.entry(inode).or_default().push(process.id);
-                    }
-                }
-                processes.insert(tgid, process);
-                add_ancestors(tgid, &mut processes);
-            }
-            // Gone since the scan: it owns nothing any more.
-            Ok(None) => {}
-            Err(error) => unreadable = Some(Unseen::Failed(error.to_string())),
+    for process in &wanted.also {
+        if !evidence.processes.contains_key(&process.tgid) {
+            let _gone = evidence.read(process.tgid);
         }
     }
-
-    let complete = match (scan.complete, unreadable) {
-        (Ok(()), None) => None,
-        (Ok(()), Some(unseen)) | (Err(unseen), _) => Some(unseen),
-    };
+    let unseen = ownership.unseen.or_else(|| evidence.unreadable());
     let sockets = table
         .into_iter()
         .map(|socket| {
-            let owners = owners_of(&socket, &confirmed, complete.as_ref());
+            let owners = owners_of(&socket, &ownership.owners, unseen.as_ref());
             (socket, owners)
         })
         .collect();
-    Ok(Snapshot { begun, ended: now(), sockets, processes })
-}
-
-/// A supervisor explains its child; nothing is decided by a missing one.
-fn add_ancestors(tgid: Tgid, processes: &mut BTreeMap<Tgid, Process>) {
-    match procfs::ancestors(tgid) {
-        Ok(ancestors) => {
-            for ancestor in ancestors.seen {
-                processes.entry(ancestor.id.tgid).or_insert(ancestor);
-            }
-        }
-        Err(error) => debug!(%error, pid = tgid.0, "cannot see an owner's ancestors"),
-    }
+    Ok(Snapshot { begun, ended: now(), sockets, processes: evidence.processes })
 }
 
 fn owners_of(
@@ -163,9 +127,9 @@ pub struct Looker {
 }
 
 impl Looker {
-    /// Starts the thread. It lives in the network namespace of the caller and
-    /// ends with this value.
-    pub fn start(ports: Vec<Port>, now: fn() -> Instant) -> Result<Self, LookError> {
+    /// Starts the thread, which asks `source` for owners. It lives in the network
+    /// namespace of the caller and ends with this value.
+    pub fn start(ports: Vec<Port>, mut source: OwnerSource, now: fn() -> Instant) -> Result<Self, LookError> {
         let (requests, inbox) = std_mpsc::channel::<(u64, Wanted)>();
         let (outbox, answers) = mpsc::unbounded_channel();
         thread::Builder::new()
@@ -173,7 +137,7 @@ impl Looker {
             .spawn(move || {
                 let mut learned = Learned::default();
                 while let Ok((number, wanted)) = inbox.recv() {
-                    let fact = match snapshot(&ports, &wanted, &mut learned, now) {
+                    let fact = match snapshot(&ports, &wanted, &mut learned, &mut source, now) {
                         Ok(snapshot) => Fact::SnapshotTaken(snapshot),
                         Err(error) => Fact::SnapshotFailed(error.to_string()),
                     };

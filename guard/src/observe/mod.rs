@@ -5,9 +5,11 @@ mod exits;
 mod learned;
 mod look;
 mod netlink;
+mod owners;
 mod tier;
 
 pub use exits::ExitWatch;
 pub use look::{LookError, Looker, Wanted, read_table};
 pub use netlink::NetlinkError;
+pub use owners::OwnerSource;
 pub use tier::{Observer, Tier, TierChoice, TierError};

@@ -7,11 +7,12 @@ use std::time::Duration;
 use guard_core::gate::Fact;
 use guard_core::model::{Instant, Port, ProcessId, Snapshot};
 use tokio::sync::oneshot;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::ebpf::EbpfSource;
 use super::netlink::{NetlinkError, NetlinkSource};
-use crate::kernel::bpf::{Bpf, BpfError, BpfOptions, Watch};
+use super::owners::{HandOver, OwnerSource};
+use crate::kernel::bpf::{Bpf, BpfError, BpfOptions, OwnerLookup, Watch};
 use crate::kernel::netns::{self, NetnsError};
 use crate::kernel::sock_diag::SockDiagError;
 
@@ -118,6 +119,7 @@ pub struct Observer {
     loading: Option<Loading>,
     may_upgrade: bool,
     owners: Vec<ProcessId>,
+    lookups: HandOver,
     ready: VecDeque<Fact>,
     /// Why the tier is not a better one.
     shortfall: Option<Shortfall>,
@@ -145,13 +147,16 @@ impl Observer {
     /// returns at once, in the best tier that needs no loading: see
     /// [`Observer::upgrade`].
     ///
+    /// Also returns where to look up owners: as soon as BPF is loaded, it is by BPF.
+    ///
     /// `connections` reports the end of connections too: they block a strict bind.
     pub fn start(
         choice: TierChoice,
         ports: &[Port],
         connections: bool,
         poll_interval: Duration,
-    ) -> Result<Self, TierError> {
+    ) -> Result<(Self, OwnerSource), TierError> {
+        let (lookups, source) = OwnerSource::new();
         let mut observer = Self {
             ports: ports.to_vec(),
             connections,
@@ -160,12 +165,14 @@ impl Observer {
             loading: None,
             may_upgrade: choice == TierChoice::Auto,
             owners: Vec::new(),
+            lookups,
             ready: VecDeque::new(),
             shortfall: None,
         };
         match choice {
             TierChoice::Only(Tier::Ebpf) => {
-                observer.source = Source::Ebpf(Box::new(EbpfSource::new(load(&observer.watches()?)?)?));
+                observer.source =
+                    Source::Ebpf(Box::new(EbpfSource::new(load(&observer.watches()?, &observer.lookups)?)?));
             }
             TierChoice::Only(Tier::Netlink) => observer.source = Source::Netlink(observer.netlink()?),
             TierChoice::Only(Tier::Poll) => {}
@@ -174,7 +181,7 @@ impl Observer {
         if let TierChoice::Only(tier @ (Tier::Netlink | Tier::Poll)) = choice {
             observer.shortfall = Some(Shortfall::because(format!("--tier {} was asked for", tier.name())));
         }
-        Ok(observer)
+        Ok((observer, source))
     }
 
     fn netlink(&self) -> Result<NetlinkSource, NetlinkError> {
@@ -214,9 +221,15 @@ impl Observer {
             }
         };
         let (sender, receiver) = oneshot::channel();
+        let lookups = self.lookups.clone();
         let loader = thread::Builder::new().name("load-bpf".to_owned()).spawn(move || {
+            let loaded = load(&watches, &lookups);
+            let without_ebpf = loaded.is_err();
             // The run may be over already: then the programs go with the value.
-            let _unneeded = sender.send(load(&watches));
+            let _unneeded = sender.send(loaded);
+            if without_ebpf {
+                hand_over_alone(&lookups);
+            }
         });
         match loader {
             Ok(_) => self.loading = Some(receiver),
@@ -368,10 +381,26 @@ async fn loaded(loading: &mut Option<Loading>) -> Result<Bpf, TierError> {
     }
 }
 
-fn load(watches: &[Watch]) -> Result<Bpf, TierError> {
-    Ok(Bpf::load(&BpfOptions {
+fn load(watches: &[Watch], lookups: &HandOver) -> Result<Bpf, TierError> {
+    let mut bpf = Bpf::load(&BpfOptions {
         ports: watches.to_vec(),
         log: cfg!(debug_assertions),
         ..BpfOptions::default()
-    })?)
+    })?;
+    if let Some(lookup) = bpf.take_owner_lookup() {
+        // Nobody looks any more: the run is over.
+        let _unneeded = lookups.send(lookup);
+    }
+    Ok(bpf)
+}
+
+/// The iterator over open files works where the other programs may be refused,
+/// on a kernel that is locked down.
+fn hand_over_alone(lookups: &HandOver) {
+    match OwnerLookup::load() {
+        Ok(lookup) => {
+            let _unneeded = lookups.send(lookup);
+        }
+        Err(error) => debug!(%error, "owners are looked up in /proc"),
+    }
 }

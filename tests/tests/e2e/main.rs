@@ -13,6 +13,7 @@ mod leftovers;
 mod namespaces;
 mod newcomers;
 mod node;
+mod owners;
 mod refusals;
 mod restarts;
 mod roles;

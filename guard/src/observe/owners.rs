@@ -1,0 +1,190 @@
+//! Who has a descriptor for which socket: asked of the BPF iterator over all
+//! open files where there is one, else of `/proc`.
+//!
+//! Both give the same answer about a world that stands still. The iterator needs
+//! a tenth of the time or less, and sees processes whose descriptors `/proc` does
+//! not show to this user, or to anybody. What is known *about* an owner comes from
+//! `/proc` in any case, and an owner counts only if it was seen to be one after
+//! that was read: the number may have been given to another process meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::RawFd;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use guard_core::model::{Process, ProcessId, SocketInode, Tgid, Unseen};
+use tracing::{debug, warn};
+
+use crate::kernel::bpf::{BpfError, Descriptor, OwnerLookup};
+use crate::kernel::procfs;
+
+/// How often the iterator is asked at most, until nobody new turns up. The first
+/// time finds the owners, the second one confirms them.
+const PASSES: u32 = 5;
+
+/// Who owns the sockets that were asked for.
+#[derive(Debug)]
+pub(super) struct Ownership {
+    /// The confirmed owners of each, ascending. None for a socket that nobody was
+    /// seen to own.
+    pub(super) owners: BTreeMap<SocketInode, Vec<ProcessId>>,
+    /// For a socket, an owner that has it in its leader's descriptor table, and
+    /// the number there.
+    pub(super) descriptors: BTreeMap<SocketInode, (Tgid, RawFd)>,
+    /// Why there may be more.
+    pub(super) unseen: Option<Unseen>,
+}
+
+/// What was read about processes.
+#[derive(Debug, Default)]
+pub(super) struct Evidence {
+    /// Owners, those who are also wanted, and the ancestors of all.
+    pub(super) processes: BTreeMap<Tgid, Process>,
+    /// One could not be read.
+    unreadable: Option<Unseen>,
+}
+
+impl Evidence {
+    /// Why something about somebody is not known.
+    pub(super) fn unreadable(&self) -> Option<Unseen> {
+        self.unreadable.clone()
+    }
+
+    /// Reads about a process and its ancestors. A supervisor explains its child;
+    /// nothing is decided by a missing one.
+    pub(super) fn read(&mut self, tgid: Tgid) -> Option<ProcessId> {
+        let process = match procfs::process(tgid) {
+            Ok(Some(process)) => process,
+            Ok(None) => return None,
+            Err(error) => {
+                self.unreadable = Some(Unseen::Failed(error.to_string()));
+                return None;
+            }
+        };
+        let id = process.id;
+        self.processes.insert(tgid, process);
+        match procfs::ancestors(tgid) {
+            Ok(ancestors) => {
+                for ancestor in ancestors.seen {
+                    self.processes.entry(ancestor.id.tgid).or_insert(ancestor);
+                }
+            }
+            Err(error) => debug!(%error, pid = tgid.0, "cannot see an owner's ancestors"),
+        }
+        Some(id)
+    }
+}
+
+/// Hands a loaded iterator to the thread that looks.
+pub(super) type HandOver = Sender<OwnerLookup>;
+
+/// Where owners are looked up.
+#[derive(Debug)]
+pub struct OwnerSource {
+    loaded: Receiver<OwnerLookup>,
+    lookup: Option<OwnerLookup>,
+}
+
+impl OwnerSource {
+    /// `/proc`, until an iterator is handed over.
+    pub(super) fn new() -> (HandOver, Self) {
+        let (hand_over, loaded) = channel();
+        (hand_over, Self { loaded, lookup: None })
+    }
+
+    /// Who owns `inodes`, by the best that there is now. Never waits for a better one.
+    pub(super) fn owners(&mut self, inodes: &BTreeSet<SocketInode>, evidence: &mut Evidence) -> Ownership {
+        if let Some(lookup) = self.loaded.try_iter().last() {
+            debug!("owners are looked up by BPF from now on");
+            self.lookup = Some(lookup);
+        }
+        if let Some(lookup) = &mut self.lookup {
+            match by_iterator(|| lookup.descriptors(inodes), evidence) {
+                Ok(ownership) => return ownership,
+                Err(error) => {
+                    warn!(%error, "owners are looked up in /proc from now on");
+                    self.lookup = None;
+                }
+            }
+        }
+        through_proc(inodes, evidence)
+    }
+}
+
+fn by_iterator(
+    mut pass: impl FnMut() -> Result<Vec<Descriptor>, BpfError>,
+    evidence: &mut Evidence,
+) -> Result<Ownership, BpfError> {
+    let mut read: BTreeSet<ProcessId> = BTreeSet::new();
+    // Also "nobody" is believed only when it was seen twice: somebody may have
+    // passed the socket on behind the walk.
+    let mut confirming = false;
+    let mut passes = 0;
+    let found: Vec<Descriptor> = loop {
+        let found = pass()?;
+        passes += 1;
+        let fresh: BTreeSet<ProcessId> =
+            found.iter().map(|it| it.process).filter(|process| !read.contains(process)).collect();
+        if (fresh.is_empty() && confirming) || passes == PASSES {
+            break found;
+        }
+        for process in fresh {
+            let _found_below = evidence.read(process.tgid);
+            read.insert(process);
+        }
+        confirming = true;
+    };
+
+    let mut owners: BTreeMap<SocketInode, BTreeSet<ProcessId>> = BTreeMap::new();
+    let mut descriptors = BTreeMap::new();
+    let mut unexplained = None;
+    for Descriptor { inode, process, fd, of_leader } in found {
+        if of_leader {
+            descriptors.entry(inode).or_insert((process.tgid, fd));
+        }
+        let known = read.contains(&process)
+            && evidence.processes.get(&process.tgid).is_some_and(|evidence| evidence.id == process);
+        if known {
+            owners.entry(inode).or_default().insert(process);
+        } else {
+            unexplained = Some(process.tgid);
+        }
+    }
+    let unseen = outside().or_else(|| unexplained.map(|tgid| unexplained_owner(tgid, evidence)));
+    let owners = owners.into_iter().map(|(inode, owners)| (inode, owners.into_iter().collect())).collect();
+    Ok(Ownership { owners, descriptors, unseen })
+}
+
+/// The iterator shows everybody who has a number in this PID namespace.
+fn outside() -> Option<Unseen> {
+    match procfs::in_initial_pid_namespace() {
+        Ok(true) => None,
+        Ok(false) => Some(Unseen::OtherPidNamespace),
+        Err(error) => Some(Unseen::Failed(error.to_string())),
+    }
+}
+
+/// The iterator shows an owner and `/proc` shows nothing of it.
+fn unexplained_owner(tgid: Tgid, evidence: &Evidence) -> Unseen {
+    match (&evidence.unreadable, procfs::what_is_unseen()) {
+        (_, Ok(Some(hidden))) => hidden,
+        (Some(unreadable), _) => unreadable.clone(),
+        (None, _) => Unseen::Failed(format!("it shows nothing of process {tgid}, which has the socket")),
+    }
+}
+
+fn through_proc(inodes: &BTreeSet<SocketInode>, evidence: &mut Evidence) -> Ownership {
+    let scan = procfs::owners(inodes);
+    let mut owners: BTreeMap<SocketInode, Vec<ProcessId>> = BTreeMap::new();
+    for tgid in scan.owners.values().flatten().copied().collect::<BTreeSet<_>>() {
+        // Gone since the scan: it owns nothing any more.
+        let Some(process) = evidence.read(tgid) else { continue };
+        for inode in procfs::owned_by(tgid, inodes) {
+            owners.entry(inode).or_default().push(process);
+        }
+    }
+    let unseen = scan.complete.err().or_else(|| evidence.unreadable.clone());
+    Ownership { owners, descriptors: scan.descriptors, unseen }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+use std::collections::VecDeque;
+
+use guard_core::model::StartTime;
+
+use super::*;
+use crate::kernel::bpf::BpfError;
+use crate::kernel::sandbox::{REUSE, Sleeper, inode_of, listening, netns_alone, skip};
+
+const SOCKET: SocketInode = SocketInode(7);
+
+fn own() -> ProcessId {
+    let tgid = Tgid(std::process::id());
+    ProcessId { tgid, start: procfs::start_time(tgid).unwrap().unwrap() }
+}
+
+fn has(process: ProcessId) -> Descriptor {
+    Descriptor { inode: SOCKET, process, fd: 5, of_leader: true }
+}
+
+/// What is made of these passes; the last one is repeated for ever.
+fn made_of(passes: &[&[Descriptor]]) -> (Ownership, usize) {
+    let mut left: VecDeque<_> = passes.iter().collect();
+    let mut asked = 0;
+    let pass = || {
+        asked += 1;
+        let now = if left.len() > 1 { left.pop_front() } else { left.front().copied() };
+        Ok(now.map(|found| found.to_vec()).unwrap_or_default())
+    };
+    let ownership = by_iterator(pass, &mut Evidence::default()).unwrap();
+    (ownership, asked)
+}
+
+fn owners(ownership: &Ownership) -> &[ProcessId] {
+    ownership.owners.get(&SOCKET).map_or(&[], Vec::as_slice)
+}
+
+#[test]
+fn an_owner_is_confirmed_by_a_second_pass() {
+    let (ownership, asked) = made_of(&[&[has(own())]]);
+    assert_eq!((owners(&ownership), asked), (&[own()][..], 2));
+    assert_eq!(ownership.unseen, None);
+    assert_eq!(ownership.descriptors[&SOCKET], (own().tgid, 5));
+}
+
+#[test]
+fn nobody_is_believed_after_two_passes() {
+    let (ownership, asked) = made_of(&[&[]]);
+    assert_eq!((owners(&ownership), asked, ownership.unseen.clone()), (&[][..], 2, None));
+    // It was passed on behind the walk.
+    let (ownership, asked) = made_of(&[&[], &[has(own())]]);
+    assert_eq!((owners(&ownership), asked, ownership.unseen.clone()), (&[own()][..], 3, None));
+}
+
+/// A child that closes the inherited socket when it starts another program is
+/// not taken for an owner, whatever program that is.
+#[test]
+fn who_has_let_go_when_the_evidence_was_read_is_no_owner() {
+    let (ownership, _) = made_of(&[&[has(own())], &[]]);
+    assert_eq!((owners(&ownership), ownership.unseen.clone()), (&[][..], None));
+}
+
+/// The evidence would be about a bystander.
+#[test]
+fn a_number_given_to_another_process_is_not_an_owner() {
+    let former = ProcessId { start: StartTime(own().start.0 - 1), ..own() };
+    let (ownership, _) = made_of(&[&[has(former)], &[]]);
+    assert_eq!((owners(&ownership), ownership.unseen.clone()), (&[][..], None));
+    let (ownership, _) = made_of(&[&[has(former)]]);
+    assert_eq!(owners(&ownership), []);
+    assert!(matches!(ownership.unseen, Some(Unseen::Failed(_))), "{:?}", ownership.unseen);
+}
+
+#[test]
+fn an_owner_of_which_proc_shows_nothing_is_never_nobody() {
+    let hidden = ProcessId { tgid: Tgid(u32::MAX >> 1), start: StartTime(1) };
+    let (ownership, _) = made_of(&[&[has(hidden)]]);
+    assert_eq!(owners(&ownership), []);
+    assert!(ownership.unseen.is_some());
+    let (ownership, _) = made_of(&[&[has(hidden), has(own())]]);
+    assert_eq!(owners(&ownership), [own()]);
+    assert!(ownership.unseen.is_some());
+}
+
+#[test]
+fn those_who_come_and_go_too_fast_end_the_asking() {
+    let mut number = 0;
+    let pass = || {
+        number += 1;
+        Ok(vec![has(own()), has(ProcessId { tgid: Tgid(u32::MAX >> 1), start: StartTime(number) })])
+    };
+    let ownership = by_iterator(pass, &mut Evidence::default()).unwrap();
+    assert_eq!(owners(&ownership), [own()]);
+    assert!(ownership.unseen.is_some());
+    assert_eq!(number, u64::from(PASSES));
+}
+
+#[test]
+fn both_sources_name_the_same_owners() {
+    const NAME: &str = "both_sources_name_the_same_owners";
+    netns_alone(NAME, |alone| {
+        let (hand_over, mut source) = OwnerSource::new();
+        match OwnerLookup::load() {
+            Ok(lookup) => hand_over.send(lookup).unwrap(),
+            Err(error @ (BpfError::Failed { .. } | BpfError::Option { .. })) => panic!("{error}"),
+            Err(error) => return skip(NAME, &error.to_string()),
+        }
+        let (fd, _) = listening("127.0.0.1", None, REUSE);
+        let (other, _) = listening("127.0.0.1", None, REUSE);
+        let inodes = BTreeSet::from([inode_of(&fd), inode_of(&other)]);
+        let children: Vec<Sleeper> = (0..3).map(|_| Sleeper::fork(alone)).collect();
+        drop(other);
+        let (mut by_bpf, mut by_proc) = (Evidence::default(), Evidence::default());
+        let found = source.owners(&inodes, &mut by_bpf);
+        assert!(source.lookup.is_some());
+        let expected = through_proc(&inodes, &mut by_proc);
+        assert_eq!(found.owners, expected.owners);
+        assert_eq!(found.owners[&inode_of(&fd)].len(), 4);
+        // Nobody is out of its sight, not even where init is closed to /proc.
+        assert_eq!(found.unseen, None);
+        let identities = |evidence: &Evidence| {
+            evidence.processes.iter().map(|(&tgid, process)| (tgid, process.id)).collect::<Vec<_>>()
+        };
+        assert_eq!(identities(&by_bpf), identities(&by_proc));
+        drop(children);
+    });
+}

@@ -1,0 +1,52 @@
+//! Who owns the socket: by BPF or from `/proc`, the same answer; and what only BPF sees.
+
+use guard_tests::caller::{CAP_SYS_PTRACE, Caller};
+use guard_tests::kernel::owners;
+use guard_tests::{Finished, Verdict, World, each_tier};
+
+each_tier!(all_sharers_are_named, not_allowed_to_look);
+
+/// The owners of the listener with this inode, ascending, and whether these are all.
+fn named(finished: &Finished, inode: u64) -> (Vec<i32>, bool) {
+    let snapshots = finished.of("snapshot");
+    let holders = snapshots.last().expect("a snapshot").holders();
+    let holder = holders.iter().find(|holder| holder.inode() == Some(inode));
+    let holder = holder.unwrap_or_else(|| panic!("no holder {inode}\n{finished}"));
+    let mut pids: Vec<i32> = holder.owners().iter().map(|owner| owner.process().pid).collect();
+    pids.sort_unstable();
+    (pids, holder.visibility() == "all")
+}
+
+fn holding(inode: u64) -> Vec<i32> {
+    let mut pids: Vec<i32> = owners(inode).iter().map(|process| process.pid).collect();
+    pids.sort_unstable();
+    pids
+}
+
+fn all_sharers_are_named(world: &World) {
+    let port = world.port();
+    let old = world.standin("--fork-sharer 7").listen("127.0.0.1", port).start();
+    let expected = holding(old.inode());
+    assert_eq!(expected.len(), 8);
+    let finished = world.portguard("status", port).run();
+    assert_eq!(named(&finished, old.inode()).0, expected, "{finished}");
+}
+
+/// Root without CAP_SYS_PTRACE may not look into other processes' descriptors; BPF need not ask.
+fn not_allowed_to_look(world: &World) {
+    let port = world.port();
+    let old = world.standin("--fork-sharer 1").listen("127.0.0.1", port).start();
+    let expected = holding(old.inode());
+    let blind = Caller::root_without(CAP_SYS_PTRACE);
+    let status = world.portguard("status", port).by(blind.clone()).run();
+    if world.tier == guard_tests::Tier::Ebpf {
+        assert_eq!(named(&status, old.inode()), (expected, true), "{status}");
+        let freed = world.free(port).matching("standin").by(blind).run().expect(0);
+        assert_eq!(freed.verdict(), Verdict::Free, "{freed}");
+        assert!(old.all_gone(), "{freed}");
+    } else {
+        assert_eq!(named(&status, old.inode()), (Vec::new(), false), "{status}");
+        let refused = world.free(port).matching("standin").timeout("700ms").by(blind).run().expect(3);
+        assert!(refused.signals().is_empty() && old.all_alive(), "{refused}");
+    }
+}
