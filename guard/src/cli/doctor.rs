@@ -1,15 +1,16 @@
 //! `portguard doctor`
 
 use std::io::Write;
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
 
 use super::exit::Exit;
 use super::options::{NetnsOptions, OutputOptions};
-use crate::kernel::bpf::{Bpf, BpfOptions};
+use crate::kernel::bpf::{Bpf, BpfError, BpfOptions, Loss, OwnerLookup};
 use crate::kernel::features::{self, Answer, Feature};
-use crate::runtime::Tier;
+use crate::runtime::{Tier, now};
 
 /// Rehearses every feature for real and says which tier this machine gives.
 #[derive(Debug, Args)]
@@ -27,6 +28,8 @@ struct Report {
     why_not_ebpf: Option<String>,
     attached_by: Option<&'static str>,
     losses: Vec<String>,
+    /// How long it took to look for owners in all open files at once.
+    owner_pass_us: Option<u128>,
     kernel: Option<String>,
     features: Vec<FeatureBody>,
 }
@@ -58,8 +61,10 @@ impl Doctor {
 
 fn examine() -> Report {
     let mut attached_by = None;
+    let lookup;
     let (tier, why_not_ebpf, losses) = match Bpf::load(&BpfOptions::default()) {
-        Ok(bpf) => {
+        Ok(mut bpf) => {
+            lookup = lookup_of(&mut bpf);
             attached_by = Some(bpf.attached_by().name());
             let mut losses: Vec<String> = bpf.losses().iter().map(ToString::to_string).collect();
             losses.extend(
@@ -68,20 +73,47 @@ fn examine() -> Report {
             );
             (Tier::Ebpf, None, losses)
         }
-        Err(error) if features::destroy_announcements().is_yes() => {
-            (Tier::Netlink, Some(error.to_string()), Vec::new())
+        Err(error) => {
+            // The lookup needs less than the tier does.
+            lookup = OwnerLookup::load().map_err(|error| error.to_string());
+            let netlink = features::destroy_announcements().is_yes();
+            (if netlink { Tier::Netlink } else { Tier::Poll }, Some(error.to_string()), Vec::new())
         }
-        Err(error) => (Tier::Poll, Some(error.to_string()), Vec::new()),
     };
+    let pass = lookup.and_then(|lookup| rehearse(lookup).map_err(|error| error.to_string()));
+    let mut features: Vec<FeatureBody> = features::all().into_iter().map(body).collect();
+    features.push(body(Feature {
+        name: "owners_by_bpf",
+        used_for: "finding all owners at once, also those that /proc does not show",
+        answer: match &pass {
+            Ok(_) => Answer::Yes,
+            Err(because) => Answer::No { because: because.clone() },
+        },
+    }));
     Report {
         v: 1,
         tier: tier.name(),
         why_not_ebpf,
         attached_by,
         losses,
+        owner_pass_us: pass.ok().map(|took| took.as_micros()),
         kernel: features::kernel_release(),
-        features: features::all().into_iter().map(body).collect(),
+        features,
     }
+}
+
+/// What came with the other programs, or why it did not.
+fn lookup_of(bpf: &mut Bpf) -> Result<OwnerLookup, String> {
+    bpf.take_owner_lookup().ok_or_else(|| {
+        let of_owners = bpf.losses().iter().find(|loss| matches!(loss, Loss::OwnersFromProc { .. }));
+        of_owners.map_or_else(|| "nothing is known about why".to_owned(), ToString::to_string)
+    })
+}
+
+fn rehearse(mut lookup: OwnerLookup) -> Result<Duration, BpfError> {
+    let begun = now();
+    lookup.rehearse()?;
+    Ok(now().since(begun))
 }
 
 fn body(feature: Feature) -> FeatureBody {
@@ -103,6 +135,10 @@ fn describe(report: &Report) -> String {
         Some(why) => lines.push(format!("  no ebpf tier: {why}")),
     }
     lines.extend(report.losses.iter().map(|loss| format!("  without: {loss}")));
+    lines.extend(report.owner_pass_us.map(|took| {
+        let took = took as f64 / 1e3;
+        format!("  owners: one pass of the BPF iterator over all open files took {took:.1} ms")
+    }));
     lines.extend(report.kernel.iter().map(|kernel| format!("kernel: {kernel}")));
     let width = report.features.iter().map(|feature| feature.name.len()).max().unwrap_or(0);
     for feature in &report.features {
