@@ -46,7 +46,7 @@ fn not_allowed_to_look(world: &World) {
         assert!(old.all_gone(), "{freed}");
     } else {
         assert_eq!(named(&status, old.inode()), (Vec::new(), false), "{status}");
-        let refused = world.free(port).matching("standin").timeout("700ms").by(blind).run().expect(3);
+        let refused = world.free(port).matching("standin").timeout("2s").by(blind).run().expect(3);
         assert!(refused.signals().is_empty() && old.all_alive(), "{refused}");
     }
 }

@@ -246,6 +246,18 @@ fn a_listener_of_multipath_tcp_has_its_owner() {
         };
         bind(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
         listen(&fd, Backlog::new(1).unwrap()).unwrap();
+        let port = crate::kernel::sandbox::local_port(&fd);
+        let table = crate::kernel::sock_diag::SockDiag::open().unwrap().dump(port).unwrap();
+        assert_eq!(table.iter().map(|row| row.inode).collect::<Vec<_>>(), [Some(inode_of(&fd))]);
+        let (mut cookie, mut length) = (0_u64, 8);
+        // SAFETY: the kernel writes at most `length` bytes to `cookie`, which is that long.
+        let answer = unsafe {
+            let cookie = (&raw mut cookie).cast();
+            libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_COOKIE, cookie, &raw mut length)
+        };
+        assert_eq!(answer, 0);
+        // So no cookie can be compared.
+        assert_ne!(table[0].cookie.unwrap().0, cookie);
         assert_eq!(both.agree_on(inode_of(&fd)), [own()]);
     });
 }
