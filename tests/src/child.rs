@@ -34,14 +34,26 @@ impl Child {
     ///
     /// # Panics
     /// When the program cannot be started.
-    pub fn start(mut command: Command, name: &str) -> Self {
+    pub fn start(command: Command, name: &str) -> Self {
+        Self::start_by(command, name, Command::spawn)
+    }
+
+    /// As [`Child::start`], with `spawn` around the moment at which the process is made.
+    ///
+    /// # Panics
+    /// When the program cannot be started.
+    pub fn start_by(
+        mut command: Command,
+        name: &str,
+        spawn: impl FnOnce(&mut Command) -> std::io::Result<std::process::Child>,
+    ) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // SAFETY: prctl is async-signal-safe and is all that runs between fork and exec.
         unsafe {
             command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
         }
         let mut inner =
-            command.spawn().unwrap_or_else(|error| panic!("start {name} as {command:?}: {error}"));
+            spawn(&mut command).unwrap_or_else(|error| panic!("start {name} as {command:?}: {error}"));
         let pid = inner.id().cast_signed();
         Self {
             name: name.to_owned(),
@@ -64,6 +76,11 @@ impl Child {
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         self.pidfd.signal(signal);
+    }
+
+    /// Whether it ended within `deadline`; an event, not a poll, wakes the caller.
+    pub fn ends_within(&self, deadline: Duration) -> bool {
+        self.status.is_some() || self.pidfd.ended_within(deadline)
     }
 
     /// How it ended.

@@ -98,6 +98,11 @@ impl Spinner {
         self.started.load(Ordering::Acquire)
     }
 
+    /// Whether it has ended: with a success, or stopped.
+    pub fn ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Waits for its first success.
     ///
     /// # Panics

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build;
 mod build_ebpf;
 mod cargo_json;
@@ -42,6 +43,8 @@ enum Command {
     Build(build::Args),
     /// Build only the BPF programs that portguard embeds
     BuildEbpf(build_ebpf::Args),
+    /// Measure portguard beside what people use today: a table, JSON and pictures; judges nothing
+    Bench(bench::Args),
     /// Install what the builds and the tests need (the other commands do it by themselves)
     Setup(setup::Args),
 }
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Check => check::command(&workspace),
         Command::Build(args) => build::command(&workspace, args).map(done),
         Command::BuildEbpf(args) => build_ebpf::command(&workspace, args).map(done),
+        Command::Bench(args) => bench::command(&workspace, args).map(done),
         Command::Setup(args) => setup::command(&workspace, args).map(done),
     });
     match result {

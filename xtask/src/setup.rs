@@ -231,7 +231,11 @@ pub(crate) fn ensure_lint_commands(workspace: &Workspace) -> Result<()> {
 }
 
 /// Installs Debian packages. A failing `update` is not the end: the lists on disk may do.
-fn apt_install(packages: &[&str]) -> Result<()> {
+///
+/// # Errors
+///
+/// When apt-get cannot install them.
+pub(crate) fn apt_install(packages: &[&str]) -> Result<()> {
     if let Err(error) = install(&mut apt(&["update"]), APT_LIMIT) {
         say(format!("{error:#}; going on with the package lists on disk"));
     }
@@ -248,7 +252,7 @@ fn apt(arguments: &[&str]) -> Command {
 }
 
 /// Whether packages come by apt here (Debian and its descendants).
-fn is_debian() -> bool {
+pub(crate) fn is_debian() -> bool {
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let is = |line: &str| {
         let value = line.strip_prefix("ID=").or_else(|| line.strip_prefix("ID_LIKE="));

@@ -2,6 +2,7 @@
 //! scenario and tier, each in a network namespace of its own.
 
 mod addresses;
+mod bench;
 mod binds;
 mod conflicts;
 mod crash;

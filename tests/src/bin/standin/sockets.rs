@@ -7,8 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    self, AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrStorage, UnixAddr,
-    sockopt,
+    self, AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrStorage, UnixAddr, sockopt,
 };
 use serde_json::{Value, json};
 
@@ -100,7 +99,7 @@ fn open(options: &Options, address: SocketAddr) -> nix::Result<Bound> {
     }
     socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
     if !options.bind_only {
-        socket::listen(&fd, Backlog::new(options.backlog)?)?;
+        listen(&fd, options.backlog)?;
     }
     let local: SockaddrStorage = socket::getsockname(fd.as_raw_fd())?;
     let port = local
@@ -109,6 +108,13 @@ fn open(options: &Options, address: SocketAddr) -> nix::Result<Bound> {
         .or_else(|| local.as_sockaddr_in6().map(socket::SockaddrIn6::port))
         .unwrap_or(address.port());
     Ok(Bound { fd, address: SocketAddr::new(address.ip(), port) })
+}
+
+/// `listen()` with whatever backlog was asked for: `net.core.somaxconn` is the kernel's to apply,
+/// and may be more than the constant that nix refuses to exceed.
+fn listen(fd: &OwnedFd, backlog: i32) -> nix::Result<()> {
+    // SAFETY: listen takes two integers and touches no memory of ours.
+    Errno::result(unsafe { nix::libc::listen(fd.as_raw_fd(), backlog) }).map(drop)
 }
 
 /// Sends the listener's descriptor to a socket nobody reads, and closes it here.

@@ -1,0 +1,140 @@
+//! A whole restart: from "go" to the tool's return, and to the successor's listening.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use guard_tests::child::Child;
+use guard_tests::lines::Lines;
+use guard_tests::spin::now_ns;
+use guard_tests::standin::said;
+use guard_tests::{DEADLINE, Tier};
+
+use crate::Bench;
+use crate::holder::{Holder, Size};
+use crate::peers::Role;
+use crate::sample::Samples;
+use crate::subject::{self, Subject, opened};
+use crate::truth::{Release, Truth};
+
+const SAMPLES: Samples = Samples::of("restart");
+
+/// A small server.
+const SIZE: Size = Size { rss: "50M", queue: 0 };
+
+/// A listener's manners, and its stand-in's reaction to SIGTERM.
+const KINDS: [(&str, &str); 3] =
+    [("polite", "exit"), ("slow (300 ms)", "delay=300ms"), ("stubborn", "ignore")];
+
+pub(crate) fn run(bench: &Bench) -> Result<()> {
+    SAMPLES
+        .note("the holder has 50 MB; portguard drains for as long as the algorithm with SIGKILL at 600 ms")?;
+    SAMPLES.note("dead time: from bindable to the tool's return (restart: to its gate); below zero the tool returned too early")?;
+    SAMPLES.note(
+        "up: from the start of the tool until a successor listens that is started when the tool returns",
+    )?;
+    SAMPLES.note("successor lost: that successor died with EADDRINUSE")?;
+    let ending = subject::peers(Role::Ends, &bench.peers, SAMPLES)?;
+    for (peer, _) in &ending {
+        SAMPLES.note(&format!("{}: {}", peer.name, peer.manners))?;
+    }
+    let tiers = subject::tiers(SAMPLES)?;
+    let tiers = tiers.into_iter().map(Some).filter(|_| !bench.quick);
+    let tiers: Vec<Option<Tier>> = std::iter::once(None).chain(tiers).collect();
+    let mut subjects: Vec<Subject<'_>> = tiers.iter().map(|&tier| Subject::Free(tier)).collect();
+    subjects.push(Subject::FreePortOnly);
+    subjects.extend(tiers.iter().map(|&tier| Subject::Restart(tier)));
+    subjects.extend(ending.iter().map(|(peer, program)| Subject::Peer(peer, program)));
+    if bench.smoke {
+        subjects.truncate(2);
+    }
+    let mut rounds = bench.rounds(50, Duration::from_secs(900), Duration::from_secs(24));
+    while let Some(round) = rounds.next_round() {
+        SAMPLES.progress(&format!("round {round}"))?;
+        for (kind, on_term) in KINDS.iter().take(if bench.smoke { 1 } else { KINDS.len() }) {
+            for subject in rounds.shuffled(&subjects) {
+                if rounds.late() {
+                    return Ok(());
+                }
+                measure(bench, kind, on_term, subject)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn measure(bench: &Bench, kind: &str, on_term: &str, subject: Subject<'_>) -> Result<()> {
+    let name = subject.name();
+    match once(bench, on_term, subject) {
+        Err(error) => {
+            SAMPLES.progress(&format!("{kind}, {name}: {error:#}"))?;
+            SAMPLES.yes(kind, &name, "failed", true)
+        }
+        Ok(round) => {
+            SAMPLES.span(kind, &name, "dead time", round.release.at_ns, round.said_ns)?;
+            if let Some(returned_ns) = round.returned_ns {
+                SAMPLES.span(kind, &name, "total", round.began_ns, returned_ns)?;
+            }
+            SAMPLES.yes(kind, &name, "free too early", round.release.proves_wrong(round.said_ns))?;
+            SAMPLES.yes(kind, &name, "successor lost", round.up_ns.is_none())?;
+            match round.up_ns {
+                Some(up_ns) => SAMPLES.span(kind, &name, "up", round.began_ns, up_ns),
+                None => Ok(()),
+            }
+        }
+    }
+}
+
+struct Round {
+    began_ns: u64,
+    release: Release,
+    /// When it said that the port is free: its gate, or its return.
+    said_ns: u64,
+    /// `None` of a restart, which returns when the successor ends.
+    returned_ns: Option<u64>,
+    /// When the successor listened; `None` when it lost.
+    up_ns: Option<u64>,
+}
+
+fn once(bench: &Bench, on_term: &str, subject: Subject<'_>) -> Result<Round> {
+    let port = bench.netns.free_port();
+    let _holder = Holder::start(&bench.cell, port, SIZE, on_term)?;
+    // Its own start is not what is compared: it touches no memory before it says that it listens.
+    let successor = Holder::plan(port, Size { rss: "0", queue: 0 }, "exit").command_line();
+    let truth = Truth::watch(port, bench.processor)?;
+    let (began_ns, said_ns, returned_ns, up_ns, release);
+    if let Subject::Restart(_) = subject {
+        let work = subject.start(&bench.cell, port, &successor);
+        began_ns = work.began_ns();
+        up_ns = listens(&work.child.stdout);
+        // Its events are on stderr: stdout belongs to the successor.
+        said_ns = work.child.stderr.so_far().iter().find_map(|line| opened(line));
+        release = truth.release(Duration::from_secs(1));
+        returned_ns = None;
+    } else {
+        let done = subject.start(&bench.cell, port, &[]).end().context("it did not end")?;
+        ensure!(done.success, "it gave up");
+        let mut command = Command::new(&successor[0]);
+        command.args(&successor[1..]);
+        let successor = Child::start(command, "the successor");
+        up_ns = listens(&successor.stdout);
+        release = truth.release(Duration::from_secs(5));
+        began_ns = done.began_ns;
+        returned_ns = Some(done.ended_ns);
+        said_ns = returned_ns;
+    }
+    let release = release.context("the port was never free")?;
+    let said_ns = said_ns.context("its gate never opened")?;
+    Ok(Round { began_ns, release, said_ns, returned_ns, up_ns })
+}
+
+/// The moment at which a stand-in's `ready` line was read; `None` when it lost, or ended.
+fn listens(stdout: &Lines) -> Option<u64> {
+    stdout
+        .wait_for(DEADLINE, |line| {
+            let at_ns = now_ns();
+            let ready = said(line, "ready").map(|_| Some(at_ns));
+            ready.or_else(|| said(line, "bind_failed").map(|_| None))
+        })
+        .flatten()
+}

@@ -1,0 +1,58 @@
+//! The measuring program of `cargo xtask bench` runs. What it measures is nobody's business here,
+//! but that no gate opens before the port is bindable always is.
+
+use std::process::Command;
+
+use guard_tests::Tier;
+use guard_tests::skip::skip;
+use guard_tests::standin::built;
+use serde_json::Value;
+
+/// The smallest run of one section: its samples.
+fn smallest(section: &str) -> Option<Vec<Value>> {
+    if !nix::unistd::geteuid().is_root() {
+        skip(&format!("bench::{section}"), "a private network namespace needs root");
+        return None;
+    }
+    let output = Command::new(built("bench")).args([section, "--smoke"]).output().expect("start bench");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "bench {section}\n{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    let lines = said.lines().map(|line| serde_json::from_str(line).expect("a JSON line"));
+    Some(lines.filter(|line: &Value| line["kind"] == "sample").collect())
+}
+
+/// The values of one measure of the subjects whose names begin so.
+fn values(samples: &[Value], subject: &str, measure: &str) -> Vec<f64> {
+    let wanted = |sample: &&Value| {
+        sample["measure"] == measure
+            && sample["subject"].as_str().is_some_and(|name| name.starts_with(subject))
+    };
+    samples.iter().filter(wanted).filter_map(|sample| sample["value"].as_f64()).collect()
+}
+
+#[test]
+fn the_smallest_round_measures_every_tier_and_no_gate_opens_too_early() {
+    let Some(samples) = smallest("release") else { return };
+    for tier in Tier::ALL.into_iter().filter(|tier| tier.missing().is_none()) {
+        let gate = format!("portguard gate, {tier}");
+        let measured = values(&samples, &gate, "bindable → says so").len();
+        // On a busy machine the thread that knows the truth may have been off its processor.
+        let blind = values(&samples, &gate, "blind").len();
+        assert_eq!(measured / 2 + blind, 1, "{tier}: {samples:?}");
+    }
+    assert!(values(&samples, "portguard", "failed").is_empty(), "{samples:?}");
+    assert!(values(&samples, "portguard", "free too early").iter().all(|&early| early == 0.0), "{samples:?}");
+}
+
+#[test]
+fn the_smallest_restart_frees_the_port_before_it_returns() {
+    let Some(samples) = smallest("restart") else { return };
+    assert!(values(&samples, "portguard", "failed").is_empty(), "{samples:?}");
+    assert!(!values(&samples, "portguard free", "dead time").is_empty(), "{samples:?}");
+    for wrong in ["free too early", "successor lost"] {
+        assert!(
+            values(&samples, "portguard", wrong).iter().all(|&value| value == 0.0),
+            "{wrong}: {samples:?}"
+        );
+    }
+}

@@ -1,0 +1,103 @@
+//! On what it was measured: without that, a number means nothing.
+
+use std::{fs, process::Command};
+
+use serde_json::{Value, json};
+
+use crate::process::read;
+use crate::workspace::Workspace;
+
+/// The machine, its kernel and the moment, for the JSON files and the headings.
+#[derive(Clone, Debug)]
+pub(crate) struct Machine {
+    date: String,
+    kernel: String,
+    processor: String,
+    processors: usize,
+    memory_mib: u64,
+    hypervisor: bool,
+    load_average: f64,
+    commit: String,
+}
+
+impl Machine {
+    /// Looks around. What cannot be read is called unknown.
+    pub(crate) fn here(workspace: &Workspace) -> Self {
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let field = |name: &str| {
+            let line = cpuinfo.lines().find(|line| line.starts_with(name))?;
+            Some(line.split_once(':')?.1.trim().to_owned())
+        };
+        let unknown = || "unknown".to_owned();
+        let trimmed = |text: String| text.trim().to_owned();
+        let git = Command::new("git")
+            .current_dir(workspace.root())
+            .args(["describe", "--always", "--dirty"])
+            .output()
+            .ok()
+            .filter(|output| output.status.success())
+            .map(|output| trimmed(String::from_utf8_lossy(&output.stdout).into_owned()));
+        Self {
+            date: read(Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"]))
+                .map_or_else(|_| unknown(), trimmed),
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|_| unknown(), trimmed),
+            processor: field("model name").unwrap_or_else(unknown),
+            processors: cpuinfo.lines().filter(|line| line.starts_with("processor")).count(),
+            memory_mib: memory_mib().unwrap_or_default(),
+            hypervisor: field("flags").is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
+            load_average: load_average().unwrap_or_default(),
+            commit: git.unwrap_or_else(unknown),
+        }
+    }
+
+    /// In one line.
+    pub(crate) fn line(&self) -> String {
+        format!(
+            "{}, Linux {}, {} × {}, {} GiB{}, portguard {}",
+            self.date,
+            self.kernel,
+            self.processors,
+            self.processor,
+            self.memory_mib.div_ceil(1024),
+            if self.hypervisor { ", virtual machine" } else { "" },
+            self.commit,
+        )
+    }
+
+    /// Why these numbers should not be published, if so.
+    pub(crate) fn disturbed(&self) -> Option<String> {
+        (self.load_average > 0.5).then(|| {
+            format!(
+                "the machine was not idle when this began (load average {} on {} processors): do not publish it",
+                self.load_average, self.processors
+            )
+        })
+    }
+
+    /// For the JSON files.
+    pub(crate) fn to_json(&self) -> Value {
+        json!({
+            "date": self.date,
+            "kernel": self.kernel,
+            "processor": self.processor,
+            "processors": self.processors,
+            "memory_mib": self.memory_mib,
+            "hypervisor": self.hypervisor,
+            "load_average": self.load_average,
+            "commit": self.commit,
+            "line": self.line(),
+            "disturbed": self.disturbed(),
+        })
+    }
+}
+
+fn memory_mib() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kilobytes| kilobytes / 1024)
+}
+
+/// Over the last minute.
+fn load_average() -> Option<f64> {
+    fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
+}
