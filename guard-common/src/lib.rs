@@ -19,12 +19,15 @@ mod tracepoint;
 mod wire;
 
 pub use lost::LostReason;
-pub use maps::{CLOSING_ENTRIES, Closing, OWNERS_ENTRIES, PORT_WORDS, WATCHED_ENTRIES, WatchKey, watch};
+pub use maps::{
+    CLOSING_ENTRIES, Closing, LOSER_PAUSE_NS, LOSERS_ENTRIES, Loser, LoserKey, OWNERS_ENTRIES, PORT_WORDS,
+    WATCHED_ENTRIES, WatchKey, watch,
+};
 pub use names::{map, program, symbol};
 pub use owner::{OWNER_IS_LEADER, OwnerOffsets, OwnerRecord, WANTED_ENTRIES};
 pub use settings::Settings;
-pub use tracepoint::{Event, Field, inet_sock_set_state, sched_process_exit, tcp_destroy_sock};
+pub use tracepoint::{Event, Field, inet_sock_set_state, sched_process_exit, sys_exit, tcp_destroy_sock};
 pub use wire::{
-    ABI, COMM_LEN, EXIT_STATUS_KNOWN, ExitEvent, Header, KIND_EXITED, KIND_RELEASED, KIND_STATE_CHANGED,
-    SocketEvent, TCP_CLOSE, TCP_LISTEN,
+    ABI, BIND_FAILED_BY_LISTEN, BindFailedEvent, COMM_LEN, EXIT_STATUS_KNOWN, ExitEvent, Header,
+    KIND_BIND_FAILED, KIND_EXITED, KIND_RELEASED, KIND_STATE_CHANGED, SocketEvent, TCP_CLOSE, TCP_LISTEN,
 };

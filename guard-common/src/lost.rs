@@ -18,18 +18,33 @@ pub enum LostReason {
     /// A task's exit status or thread count could not be read; the exit was
     /// reported without status.
     ReadTask = 5,
+    /// Of a failed bind: the address that the process passed could not be read
+    /// (its page was not in memory), or the socket behind its descriptor.
+    ReadBind = 6,
+    /// Of a failed bind: the ring buffer was half full, and what is left is for
+    /// what a gate waits for.
+    BindCrowdedOut = 7,
 }
 
 impl LostReason {
     /// Every reason, in the order of its index.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::RingFull,
         Self::ClosingFull,
         Self::OwnersFull,
         Self::ReadNetns,
         Self::ReadSocket,
         Self::ReadTask,
+        Self::ReadBind,
+        Self::BindCrowdedOut,
     ];
+
+    /// Whether what was lost may have told of a change on the port. A failed
+    /// bind changes nothing, and any process can make one fail as it likes:
+    /// nobody may hold a gate up by that.
+    pub const fn concerns_the_port(self) -> bool {
+        !matches!(self, Self::ReadBind | Self::BindCrowdedOut)
+    }
 
     /// The index into the counters.
     #[inline(always)]
@@ -46,6 +61,8 @@ impl LostReason {
             Self::ReadNetns => "read_netns",
             Self::ReadSocket => "read_socket",
             Self::ReadTask => "read_task",
+            Self::ReadBind => "read_bind",
+            Self::BindCrowdedOut => "bind_crowded_out",
         }
     }
 }

@@ -7,6 +7,12 @@ pub const WATCHED_ENTRIES: u32 = 1024;
 pub const CLOSING_ENTRIES: u32 = 1024;
 /// Thread groups whose exit is reported at most.
 pub const OWNERS_ENTRIES: u32 = 4096;
+/// Processes whose failed binds are counted at a time. The map forgets whoever
+/// failed the longest ago, who is then reported once more than needed.
+pub const LOSERS_ENTRIES: u32 = 1024;
+/// A process that fails again on the same port within this time is only counted:
+/// one that spins on `bind()` would otherwise fill the ring buffer.
+pub const LOSER_PAUSE_NS: u64 = 1_000_000_000;
 /// 64-bit words of the bitmap of watched ports, one bit per port number.
 pub const PORT_WORDS: u32 = 65_536 / 64;
 
@@ -52,3 +58,31 @@ pub struct Closing {
 }
 
 const _: () = assert!(size_of::<Closing>() == 8);
+
+/// Who failed to bind, and on what: key of the losers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoserKey {
+    /// The thread group, by the kernel's own number.
+    pub tgid: u32,
+    /// Host byte order.
+    pub port: u16,
+    /// Zero: map keys are compared as bytes.
+    pub pad: u16,
+}
+
+const _: () = assert!(size_of::<LoserKey>() == 8);
+const _: () = assert!(offset_of!(LoserKey, port) == 4);
+const _: () = assert!(offset_of!(LoserKey, pad) == 6);
+
+/// What is remembered of somebody who failed to bind.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loser {
+    /// When it was last reported.
+    pub reported_ns: u64,
+    /// Failures since.
+    pub since: u64,
+}
+
+const _: () = assert!(size_of::<Loser>() == 16);

@@ -28,13 +28,15 @@ pub mod map {
         OWNERS = "OWNERS";
         /// Hash of inode numbers of the sockets whose owners are looked for, to 1.
         WANTED = "WANTED";
+        /// LRU hash of [`LoserKey`](crate::LoserKey) to [`Loser`](crate::Loser).
+        LOSERS = "LOSERS";
         /// Per-CPU array of one element: a counter for each [`LostReason`](crate::LostReason).
         LOST = "LOST";
     }
 }
 
-/// Names of the programs: for each hook one on the raw tracepoint and one on
-/// the classic one.
+/// Names of the programs: for each of the first three hooks one on the raw
+/// tracepoint and one on the classic one.
 pub mod program {
     names! {
         /// On the raw tracepoint `inet_sock_set_state`.
@@ -43,6 +45,8 @@ pub mod program {
         RAW_DESTROY_SOCK = "pg_raw_destroy";
         /// On the raw tracepoint `sched_process_exit`.
         RAW_PROCESS_EXIT = "pg_raw_exit";
+        /// On the raw tracepoint `sys_exit`.
+        RAW_SYS_EXIT = "pg_raw_sys_exit";
         /// On `sock:inet_sock_set_state`.
         SET_STATE = "pg_set_state";
         /// On `tcp:tcp_destroy_sock`.

@@ -65,6 +65,30 @@ pub struct Settings {
     pub signal_flags: u32,
     /// `struct signal_struct` → exit code of the group.
     pub signal_exit_code: u32,
+    /// `struct task_struct` → 64-bit start time, nanoseconds of `CLOCK_BOOTTIME`.
+    pub task_start: u32,
+    /// `struct task_struct` → pointer to `struct files_struct`.
+    pub task_files: u32,
+    /// `struct files_struct` → pointer to `struct fdtable`.
+    pub files_table: u32,
+    /// `struct fdtable` → pointer to an array of pointers to `struct file`.
+    pub table_files: u32,
+    /// `struct file` → pointer to what it stands for, here a `struct socket`.
+    pub file_private: u32,
+    /// `struct socket` → pointer to `struct sock`.
+    pub socket_sk: u32,
+    /// `struct pt_regs` → number of the system call.
+    pub regs_number: u32,
+    /// `struct pt_regs` → its first argument.
+    pub regs_first: u32,
+    /// `struct pt_regs` → its second argument.
+    pub regs_second: u32,
+    /// Number of `bind()`.
+    pub call_bind: u32,
+    /// Number of `listen()`.
+    pub call_listen: u32,
+    /// The guard itself, in its PID namespace: its own probes are no lost binds.
+    pub own_tgid: u32,
     /// 1 when the release of a socket is observed: only then are listeners
     /// that leave LISTEN remembered.
     pub observe_release: u8,
@@ -78,9 +102,10 @@ pub struct Settings {
     pub pad: u8,
 }
 
-const _: () = assert!(size_of::<Settings>() == 120);
+const _: () = assert!(size_of::<Settings>() == 168);
 const _: () = assert!(offset_of!(Settings, ctx_protocol_size) == 16);
 const _: () = assert!(offset_of!(Settings, sock_net) == 48);
 const _: () = assert!(offset_of!(Settings, task_signal) == 92);
-const _: () = assert!(offset_of!(Settings, observe_release) == 116);
-const _: () = assert!(offset_of!(Settings, pad) == 119);
+const _: () = assert!(offset_of!(Settings, task_start) == 116);
+const _: () = assert!(offset_of!(Settings, observe_release) == 164);
+const _: () = assert!(offset_of!(Settings, pad) == 167);

@@ -121,3 +121,22 @@ pub mod sched_process_exit {
         arguments: 1,
     };
 }
+
+/// `raw_syscalls:sys_exit`: every system call's end.
+pub mod sys_exit {
+    use super::Event;
+
+    /// Argument: address of the `struct pt_regs` with which it was called.
+    pub const ARG_REGS: usize = 0;
+    /// Argument: what it returns.
+    pub const ARG_RET: usize = 1;
+
+    /// There is no program on the classic one, so no field matters.
+    pub const EVENT: Event = Event {
+        category: "raw_syscalls",
+        name: "sys_exit",
+        fields: &[],
+        prototype: "btf_trace_sys_exit",
+        arguments: 2,
+    };
+}

@@ -15,6 +15,9 @@ pub const KIND_RELEASED: u16 = 2;
 /// [`ExitEvent`]: the last thread of a watched thread group exits.
 pub const KIND_EXITED: u16 = 3;
 
+/// [`BindFailedEvent`]: a process was told that a watched port is in use.
+pub const KIND_BIND_FAILED: u16 = 4;
+
 /// `TCP_CLOSE` of `include/net/tcp_states.h`.
 pub const TCP_CLOSE: u8 = 7;
 /// `TCP_LISTEN` of `include/net/tcp_states.h`.
@@ -22,6 +25,9 @@ pub const TCP_LISTEN: u8 = 10;
 
 /// [`ExitEvent::flags`]: [`ExitEvent::status`] was read from the task.
 pub const EXIT_STATUS_KNOWN: u32 = 1 << 0;
+
+/// [`BindFailedEvent::flags`]: `listen()` failed, after a `bind()` that had succeeded.
+pub const BIND_FAILED_BY_LISTEN: u32 = 1 << 0;
 
 /// Begins every record in the ring buffer.
 ///
@@ -124,6 +130,57 @@ const _: () = assert!(offset_of!(ExitEvent, flags) == 24);
 const _: () = assert!(offset_of!(ExitEvent, pad) == 28);
 const _: () = assert!(offset_of!(ExitEvent, comm) == 32);
 
+/// A process lost a watched port to somebody: the kernel answered `EADDRINUSE`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BindFailedEvent {
+    /// `kind` is [`KIND_BIND_FAILED`].
+    pub header: Header,
+    /// When its thread group began, in nanoseconds of `CLOCK_BOOTTIME`; 0 where
+    /// the kernel's types do not tell.
+    pub start_ns: u64,
+    /// Id of its cgroup in the v2 hierarchy.
+    pub cgroup: u64,
+    /// Inode number of the socket's network namespace.
+    pub netns: u32,
+    /// The thread group, in the guard's PID namespace; 0 for one outside of it.
+    pub tgid: u32,
+    /// Its user, in the initial user namespace.
+    pub uid: u32,
+    /// How often it failed on this port since it was last reported, this time included.
+    pub attempts: u32,
+    /// What the kernel answered, positive.
+    pub errno: i32,
+    /// `BIND_FAILED_` flags.
+    pub flags: u32,
+    /// Host byte order.
+    pub port: u16,
+    /// `AF_INET` (2) or `AF_INET6` (10).
+    pub family: u16,
+    /// Zero.
+    pub pad: u32,
+    /// The address that was asked for, in IPv6 form as in [`SocketEvent`].
+    pub local_addr: [u8; 16],
+    /// `comm` of the thread.
+    pub comm: [u8; COMM_LEN],
+}
+
+const _: () = assert!(size_of::<BindFailedEvent>() == 96);
+const _: () = assert!(offset_of!(BindFailedEvent, start_ns) == 16);
+const _: () = assert!(offset_of!(BindFailedEvent, cgroup) == 24);
+const _: () = assert!(offset_of!(BindFailedEvent, netns) == 32);
+const _: () = assert!(offset_of!(BindFailedEvent, tgid) == 36);
+const _: () = assert!(offset_of!(BindFailedEvent, uid) == 40);
+const _: () = assert!(offset_of!(BindFailedEvent, attempts) == 44);
+const _: () = assert!(offset_of!(BindFailedEvent, errno) == 48);
+const _: () = assert!(offset_of!(BindFailedEvent, flags) == 52);
+const _: () = assert!(offset_of!(BindFailedEvent, port) == 56);
+const _: () = assert!(offset_of!(BindFailedEvent, family) == 58);
+const _: () = assert!(offset_of!(BindFailedEvent, pad) == 60);
+const _: () = assert!(offset_of!(BindFailedEvent, local_addr) == 64);
+const _: () = assert!(offset_of!(BindFailedEvent, comm) == 80);
+
 // The ring buffer aligns every record to 8 bytes and no further.
 const _: () = assert!(align_of::<SocketEvent>() == 8);
 const _: () = assert!(align_of::<ExitEvent>() == 8);
+const _: () = assert!(align_of::<BindFailedEvent>() == 8);

@@ -1,3 +1,5 @@
+use aya_ebpf::bindings::BPF_RB_AVAIL_DATA;
+use aya_ebpf::bindings::BPF_RB_RING_SIZE;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use guard_common::{ABI, Header, LostReason};
 
@@ -21,4 +23,16 @@ pub(crate) fn emit<T: 'static>(record: T) -> Result<(), Skip> {
     entry.write(record);
     entry.submit(0);
     Ok(())
+}
+
+/// As [`emit`], for a record that nothing depends on: it takes no room from the
+/// others, and is left out of a ring that is half full.
+#[inline(always)]
+pub(crate) fn emit_if_roomy<T: 'static>(record: T) -> Result<(), Skip> {
+    let (waiting, size) =
+        (maps::EVENTS.query(BPF_RB_AVAIL_DATA.into()), maps::EVENTS.query(BPF_RB_RING_SIZE.into()));
+    if waiting > size / 2 {
+        return Err(LostReason::BindCrowdedOut.into());
+    }
+    emit(record)
 }

@@ -14,12 +14,14 @@
 mod current;
 mod emit;
 mod inet_sock_set_state;
+mod lost_bind;
 mod maps;
 mod sched_process_exit;
 mod settings;
 mod skip;
 mod sock;
 mod socket;
+mod sys_exit;
 mod task_file;
 mod tcp_destroy_sock;
 

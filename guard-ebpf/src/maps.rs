@@ -1,10 +1,10 @@
 //! The maps, under the names of [`guard_common::map`].
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use guard_common::{
-    CLOSING_ENTRIES, Closing, LostReason, OWNERS_ENTRIES, PORT_WORDS, WANTED_ENTRIES, WATCHED_ENTRIES,
-    WatchKey,
+    CLOSING_ENTRIES, Closing, LOSERS_ENTRIES, Loser, LoserKey, LostReason, OWNERS_ENTRIES, PORT_WORDS,
+    WANTED_ENTRIES, WATCHED_ENTRIES, WatchKey,
 };
 
 /// The guard sets the size before load.
@@ -33,6 +33,10 @@ pub(crate) static OWNERS: HashMap<u32, u32> = HashMap::with_max_entries(OWNERS_E
 /// Written by the guard alone.
 #[map]
 pub(crate) static WANTED: HashMap<u64, u32> = HashMap::with_max_entries(WANTED_ENTRIES, 0);
+
+/// An LRU hash: whoever is forgotten is merely reported again.
+#[map]
+pub(crate) static LOSERS: LruHashMap<LoserKey, Loser> = LruHashMap::with_max_entries(LOSERS_ENTRIES, 0);
 
 /// One element of all counters, so that the guard reads them in one call.
 #[map]

@@ -67,7 +67,7 @@ impl Sock {
 
 /// `::ffff:a.b.c.d`, as the classic tracepoints show an IPv4 address.
 #[inline(always)]
-fn mapped(address: u32) -> [u64; 2] {
+pub(crate) fn mapped(address: u32) -> [u64; 2] {
     let tail = [0xffff_u32.to_be(), address];
     // SAFETY: both are 8 bytes of integers.
     [0, unsafe { core::mem::transmute::<[u32; 2], u64>(tail) }]

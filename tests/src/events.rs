@@ -137,6 +137,26 @@ impl Event {
         text(&self.0, "signal")
     }
 
+    /// `pid` of a `bind_failed`.
+    pub fn pid(&self) -> i32 {
+        i32::try_from(number(&self.0, "pid")).expect("a PID")
+    }
+
+    /// `comm` of a `bind_failed`.
+    pub fn comm(&self) -> &str {
+        text(&self.0, "comm")
+    }
+
+    /// `port` of a `bind_failed`.
+    pub fn port(&self) -> u16 {
+        u16::try_from(number(&self.0, "port")).expect("a port")
+    }
+
+    /// `probe` of a `bind_failed`: by its name it is another portguard.
+    pub fn is_probe(&self) -> bool {
+        self.0["probe"].as_bool().unwrap_or_else(|| panic!("no probe in {self}"))
+    }
+
     /// `exit_code` of a `run_finished`.
     pub fn exit_code(&self) -> i64 {
         self.0["exit_code"].as_i64().unwrap_or_else(|| panic!("no exit_code in {self}"))
@@ -149,7 +169,7 @@ impl Event {
         binds.try_into().unwrap_or_else(|_| panic!("no two kinds of bind in {self}"))
     }
 
-    /// Some holder of a `snapshot` has this owner.
+    /// Some holder of a `snapshot` or `bind_failed` has this owner.
     pub fn shows(&self, process: Proc) -> bool {
         self.holders().iter().flat_map(Holder::owners).any(|owner| owner.process() == process)
     }

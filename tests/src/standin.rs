@@ -123,7 +123,8 @@ impl Plan {
         Standin { child, ready, sharers }
     }
 
-    fn spawn(&self) -> Child {
+    /// Starts it and waits for nothing.
+    pub fn spawn(&self) -> Child {
         let program = self.caller.reachable(&built("standin"));
         let mut command = Command::new(program);
         command.args(&self.arguments);

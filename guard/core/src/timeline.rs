@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::gate::{EvictionFailure, Hint, JudgedHolder, Outcome, SignalFailure};
-use crate::model::{BindOutcome, ExitStatus, Instant, ProcessId, Signal, Socket};
+use crate::model::{BindOutcome, ExitStatus, FailedBind, Instant, ProcessId, Signal, Socket};
 use crate::policy::Judgement;
 
 /// The number of entries a timeline keeps. A run has a few dozen; a port with
@@ -37,6 +37,16 @@ pub enum Entry {
     },
     /// The kernel reported an event.
     Event(Hint),
+    /// Somebody failed to bind the port: who lost to whom.
+    BindFailed {
+        /// Who lost.
+        bind: Box<FailedBind>,
+        /// To whom: the claims on the port that the nearest look found; empty
+        /// when it found none, or there was none.
+        holders: Vec<JudgedHolder>,
+        /// When that look began.
+        looked: Option<Instant>,
+    },
     /// The kernel dropped this many events.
     EventsLost(u64),
     /// A signal was delivered.

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::exit::Exit;
 use super::options::{NetnsOptions, OutputOptions};
-use crate::kernel::bpf::{Bpf, BpfError, BpfOptions, Loss, OwnerLookup};
+use crate::kernel::bpf::{Bpf, BpfError, BpfOptions, FailedBinds, Loss, OwnerLookup};
 use crate::kernel::features::{self, Answer, Feature};
 use crate::runtime::{Tier, now};
 
@@ -62,24 +62,25 @@ impl Doctor {
 fn examine() -> Report {
     let mut attached_by = None;
     let lookup;
-    let (tier, why_not_ebpf, losses) = match Bpf::load(&BpfOptions::default()) {
-        Ok(mut bpf) => {
-            lookup = lookup_of(&mut bpf);
-            attached_by = Some(bpf.attached_by().name());
-            let mut losses: Vec<String> = bpf.losses().iter().map(ToString::to_string).collect();
-            losses.extend(
-                bpf.why_classic()
-                    .map(|why| format!("detaching takes about 0.1 s, with classic tracepoints: {why}")),
-            );
-            (Tier::Ebpf, None, losses)
-        }
-        Err(error) => {
-            // The lookup needs less than the tier does.
-            lookup = OwnerLookup::load().map_err(|error| error.to_string());
-            let netlink = features::destroy_announcements().is_yes();
-            (if netlink { Tier::Netlink } else { Tier::Poll }, Some(error.to_string()), Vec::new())
-        }
-    };
+    let (tier, why_not_ebpf, losses) =
+        match Bpf::load(&BpfOptions { failed_binds: FailedBinds::AtAnyCost, ..BpfOptions::default() }) {
+            Ok(mut bpf) => {
+                lookup = lookup_of(&mut bpf);
+                attached_by = Some(bpf.attached_by().name());
+                let mut losses: Vec<String> = bpf.losses().iter().map(ToString::to_string).collect();
+                losses.extend(
+                    bpf.why_classic()
+                        .map(|why| format!("detaching takes about 0.1 s, with classic tracepoints: {why}")),
+                );
+                (Tier::Ebpf, None, losses)
+            }
+            Err(error) => {
+                // The lookup needs less than the tier does.
+                lookup = OwnerLookup::load().map_err(|error| error.to_string());
+                let netlink = features::destroy_announcements().is_yes();
+                (if netlink { Tier::Netlink } else { Tier::Poll }, Some(error.to_string()), Vec::new())
+            }
+        };
     let pass = lookup.and_then(|lookup| rehearse(lookup).map_err(|error| error.to_string()));
     let mut features: Vec<FeatureBody> = features::all().into_iter().map(body).collect();
     features.push(body(Feature {

@@ -10,6 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, trace, warn};
 
+use super::losers::Losers;
 use crate::kernel::bpf::{Bpf, BpfError, BpfLog, Event, Lost};
 
 /// The loaded programs and their ring buffer.
@@ -19,6 +20,7 @@ pub(super) struct EbpfSource {
     log: Option<BpfLog>,
     /// Programs report a PID; facts speak of processes.
     owners: BTreeMap<Tgid, ProcessId>,
+    losers: Losers,
     lost: u64,
     /// Events came since the last full count of what was lost.
     unchecked: bool,
@@ -50,7 +52,7 @@ impl EbpfSource {
         let log = bpf.take_log();
         // SAFETY: the ring buffer owns its descriptor, keeps it for its whole life and always names the same one.
         let bpf = unsafe { AsyncFd::register_with_interest(BpfFd(bpf), Interest::READABLE) }?;
-        Ok(Self { bpf, log, owners: BTreeMap::new(), lost: 0, unchecked: false })
+        Ok(Self { bpf, log, owners: BTreeMap::new(), losers: Losers::new(), lost: 0, unchecked: false })
     }
 
     /// Reports the beginning of this process's exit too.
@@ -68,7 +70,7 @@ impl EbpfSource {
         facts: &mut VecDeque<Fact>,
         now: fn() -> Instant,
     ) -> Result<(), FillError> {
-        let Self { bpf, log, owners, lost, unchecked } = self;
+        let Self { bpf, log, owners, losers, lost, unchecked } = self;
         if std::mem::take(unchecked) {
             // The last facts are dealt with: now there is time to ask how often
             // the kernel skipped a program, which is slow to read.
@@ -77,12 +79,22 @@ impl EbpfSource {
                 return Ok(());
             }
         }
-        // Cleared first: what arrives during the drain makes it ready again.
-        bpf.readable_mut().await.map_err(FillError::Wait)?.clear_ready();
+        tokio::select! {
+            biased;
+            // Cleared first: what arrives during the drain makes it ready again.
+            ready = bpf.readable_mut() => ready.map_err(FillError::Wait)?.clear_ready(),
+            Some(loser) = losers.next() => {
+                facts.push_back(loser);
+                return Ok(());
+            }
+        }
         let source = &mut bpf.get_mut().0;
         source.drain(|event| {
             trace!(?event, "kernel event");
-            facts.extend(fact(&event, owners));
+            match event {
+                Event::BindFailed(failed) => losers.add(failed),
+                event => facts.extend(fact(&event, owners)),
+            }
         });
         report_lost(source.lost_quick(), lost, facts)?;
         *unchecked = true;
@@ -100,7 +112,7 @@ fn report_lost(
     known: &mut u64,
     facts: &mut VecDeque<Fact>,
 ) -> Result<(), FillError> {
-    let total = counted.map_err(FillError::Lost)?.total();
+    let total = counted.map_err(FillError::Lost)?.of_the_port();
     if total > *known {
         facts.push_back(Fact::EventsLost { count: total - *known });
         *known = total;
@@ -138,7 +150,7 @@ fn fact(event: &Event, owners: &BTreeMap<Tgid, ProcessId>) -> Option<Fact> {
             let process = *owners.get(&exited.tgid)?;
             (Hint::OwnerExiting { process, status: exited.status }, exited.at)
         }
-        Event::Unknown { .. } => return None,
+        Event::BindFailed(_) | Event::Unknown { .. } => return None,
     };
     Some(Fact::Hinted { hint, at })
 }

@@ -4,6 +4,7 @@ mod ebpf;
 mod exits;
 mod learned;
 mod look;
+mod losers;
 mod netlink;
 mod owners;
 mod tier;

@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 use super::ebpf::EbpfSource;
 use super::netlink::{NetlinkError, NetlinkSource};
 use super::owners::{HandOver, OwnerSource};
-use crate::kernel::bpf::{Bpf, BpfError, BpfOptions, OwnerLookup, Watch};
+use crate::kernel::bpf::{Bpf, BpfError, BpfOptions, FailedBinds, OwnerLookup, Watch};
 use crate::kernel::netns::{self, NetnsError};
 use crate::kernel::sock_diag::SockDiagError;
 
@@ -384,6 +384,7 @@ async fn loaded(loading: &mut Option<Loading>) -> Result<Bpf, TierError> {
 fn load(watches: &[Watch], lookups: &HandOver) -> Result<Bpf, TierError> {
     let mut bpf = Bpf::load(&BpfOptions {
         ports: watches.to_vec(),
+        failed_binds: FailedBinds::AtAnyCost,
         log: cfg!(debug_assertions),
         ..BpfOptions::default()
     })?;

@@ -81,6 +81,12 @@ impl<W: Write> Human<W> {
         }
         let busy = !matches!(words::overall(&verdicts), Verdict::Free);
         self.holders(gate.holders(), busy);
+        // While this command looked, which is not long.
+        for (_, entry) in gate.timeline().entries() {
+            if let Entry::BindFailed { bind, holders, .. } = entry {
+                self.line(&format!("  {}", words::lost_bind(bind, holders)));
+            }
+        }
         if busy && let Some(decision) = gate.decision() {
             self.decision(gate, &decision);
         }
@@ -272,6 +278,7 @@ impl<W: Write> Sink for Human<W> {
                 }
             }
             Entry::Event(_) | Entry::TierChanged(_) if !self.verbose => {}
+            Entry::BindFailed { bind, .. } if bind.looks_like_a_probe() && !self.verbose => {}
             other => {
                 if let Some(text) = step(other, &self.context, tier) {
                     self.moment(at, &text);
@@ -310,6 +317,7 @@ pub(super) fn step(entry: &Entry, context: &Context, tier: Tier) -> Option<Strin
         Entry::Event(Hint::OwnerExiting { process, status }) => {
             format!("kernel: pid {process} begins to exit ({})", words::exit_status(*status))
         }
+        Entry::BindFailed { bind, holders, .. } => words::lost_bind(bind, holders),
         Entry::EventsLost(count) => format!("the kernel dropped {count} events; looking again"),
         Entry::Signalled { process, signal, .. } => format!("{signal} to pid {process}"),
         Entry::SignalFailed { process, signal, failure } => {

@@ -11,11 +11,13 @@ use guard_core::policy::{Class, Judgement, Reason};
 use guard_core::timeline::Entry;
 use serde::Serialize;
 
+use self::lost_bind::{BindFailedBody, bind_failed};
 use self::sockets::{BindBody, HolderBody, SocketBody, bind, holder, socket_body};
 use super::words::{self, Context};
 use crate::runtime::Tier;
 use crate::runtime::{Sink, wall_clock};
 
+mod lost_bind;
 mod sockets;
 
 /// The schema version of every event. A breaking change raises it.
@@ -59,6 +61,7 @@ enum Body {
         address: Option<IpAddr>,
         port: u16,
     },
+    BindFailed(Box<BindFailedBody>),
     OwnerExited {
         pid: u32,
         start: u64,
@@ -295,6 +298,9 @@ impl<W: Write> Sink for Json<W> {
             Entry::Event(Hint::OwnerExiting { process, status }) => {
                 let detail = Some(words::exit_status(*status));
                 step("owner_exiting", Detail { detail, ..of(*process) })
+            }
+            Entry::BindFailed { bind, holders, looked } => {
+                Body::BindFailed(Box::new(bind_failed(bind, holders, *looked)))
             }
             Entry::EventsLost(count) => Body::EventsLost { count: *count },
             Entry::Signalled { process, signal, judgement } => Body::SignalSent {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use guard_core::gate::{EvictionFailure, JudgedHolder, Outcome, SignalFailure};
 use guard_core::model::{
-    BindOutcome, BindSpec, ExitStatus, Owners, Process, ProcessId, ProcessState, Seen, Signal, Socket,
-    TcpState, UnknownReason, Unseen, Verdict,
+    BindOutcome, BindSpec, ExitStatus, FailedBind, Owners, Process, ProcessId, ProcessState, Seen, Signal,
+    Socket, TcpState, UnknownReason, Unseen, Verdict,
 };
 use guard_core::prospect::{Expected, Prospect};
 
@@ -165,8 +165,37 @@ pub(super) fn process(id: ProcessId, process: Option<&Process>) -> String {
 }
 
 /// The systemd unit that a cgroup belongs to, by its name.
-fn unit(cgroup: &str) -> Option<&str> {
+pub(super) fn unit(cgroup: &str) -> Option<&str> {
     cgroup.split('/').rev().find(|part| part.ends_with(".service") || part.ends_with(".scope"))
+}
+
+/// `pid 4711 (node, uid 1000, gateway.service) lost 127.0.0.1:18789 to pid 4000 (node)`
+pub(super) fn lost_bind(bind: &FailedBind, holders: &[JudgedHolder]) -> String {
+    let place = std::net::SocketAddr::new(bind.address, bind.port.get());
+    let pid = bind
+        .tgid
+        .map_or_else(|| "a process outside of this PID namespace".to_owned(), |tgid| format!("pid {tgid}"));
+    let unit = bind.cgroup.as_deref().and_then(unit).map(|unit| format!(", {unit}")).unwrap_or_default();
+    let who = format!("{pid} ({}, uid {}{unit})", bind.comm, bind.uid);
+    let times = if bind.attempts > 1 { format!(" {} times", bind.attempts) } else { String::new() };
+    let mut winners: Vec<String> = Vec::new();
+    for owner in holders.iter().flat_map(|judged| &judged.owners) {
+        let comm = owner.process.as_ref().map(|process| format!(" ({})", process.comm)).unwrap_or_default();
+        let winner = format!("pid {}{comm}", owner.id);
+        if !winners.contains(&winner) {
+            winners.push(winner);
+        }
+    }
+    let winner = match (winners.is_empty(), holders.first()) {
+        (false, _) => winners.join(" and "),
+        (true, Some(judged)) => {
+            format!("a socket of uid {} whose owner is not seen", judged.holder.socket.uid)
+        }
+        (true, None) => "somebody whom no look showed".to_owned(),
+    };
+    let probe = if bind.looks_like_a_probe() { "; by its name a portguard that only probes" } else { "" };
+    let call = if bind.by_listen { " in listen()" } else { "" };
+    printable(&format!("{who} lost {place}{call}{times} to {winner}{probe}"))
 }
 
 /// `LISTEN 127.0.0.1:18789, SO_REUSEADDR, backlog 511, 3 waiting to be accepted`

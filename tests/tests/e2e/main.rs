@@ -11,6 +11,7 @@ mod evicting;
 mod exit_codes;
 mod heavy;
 mod leftovers;
+mod losers;
 mod namespaces;
 mod newcomers;
 mod node;

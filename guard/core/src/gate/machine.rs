@@ -3,7 +3,9 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use crate::model::{BindOutcome, ExitStatus, Instant, ProcessId, Signal, Snapshot, Socket, Verdict};
+use crate::model::{
+    BindOutcome, ExitStatus, FailedBind, Instant, ProcessId, Signal, Snapshot, Socket, Verdict,
+};
 use crate::prospect::{Prospect, settled};
 use crate::timeline::{Entry, Timeline};
 
@@ -14,6 +16,7 @@ use super::{Action, Decision, EvictionFailure, Fact, Goal, JudgedHolder, Outcome
 
 mod deciding;
 mod hints;
+mod losers;
 
 /// The first pause after an event whose probe still failed: the bind bucket
 /// goes well under a microsecond after the event, unless the closing task is
@@ -97,6 +100,8 @@ pub struct Gate {
     /// cannot say: the status is kept only once the parent has taken it.
     exit_statuses: BTreeMap<ProcessId, ExitStatus>,
     rounds: u32,
+    /// Failed binds that the next look shall explain.
+    losers: Vec<(Instant, Box<FailedBind>)>,
     /// Since when an owner that the guard's user should see is not to be seen.
     out_of_sight: Option<Instant>,
     failure: Option<String>,
@@ -138,6 +143,7 @@ impl Gate {
             lingers_on: false,
             exit_statuses: BTreeMap::new(),
             rounds: 0,
+            losers: Vec::new(),
             out_of_sight: None,
             failure: None,
             evicting: 0,
@@ -183,6 +189,7 @@ impl Gate {
                 self.take_probe(outcomes, begun, now);
             }
             Fact::Hinted { hint, at } => self.take_hint(hint, at, now),
+            Fact::BindFailed { bind, at } => self.bind_failed(bind, at),
             Fact::EventsLost { count } => {
                 self.timeline.record(now, Entry::EventsLost(count));
                 self.doubted = self.doubted.max(now);
@@ -453,6 +460,7 @@ impl Gate {
             self.note_table(clear, begun);
         }
         self.assessment = Some(assessment);
+        self.explain_failed_binds();
         if self.plan.goal != Goal::Look {
             self.look_again_at = Some(now + LOOK_AGAIN);
         }
@@ -553,6 +561,7 @@ impl Gate {
 
     fn end(&mut self, outcome: Outcome, now: Instant) {
         debug!(?outcome, "ended");
+        self.explain_failed_binds();
         self.timeline.record(now, Entry::Ended(outcome.clone()));
         self.queue.clear();
         self.outcome = Some(outcome);

@@ -44,7 +44,8 @@ pub use assessment::{Decision, JudgedHolder, JudgedOwner};
 pub use machine::Gate;
 
 use crate::model::{
-    BindOutcome, BindSpec, ExitStatus, Instant, Port, ProcessId, Signal, Snapshot, Socket, UnknownReason,
+    BindOutcome, BindSpec, ExitStatus, FailedBind, Instant, Port, ProcessId, Signal, Snapshot, Socket,
+    UnknownReason,
 };
 use crate::policy::{Asker, Judgement, Rules};
 
@@ -181,6 +182,14 @@ pub enum Fact {
         /// The event.
         hint: Hint,
         /// The kernel's own time stamp, else the time of receipt.
+        at: Instant,
+    },
+    /// Somebody else failed to bind a port of the plan. It tells who is waiting
+    /// for the port and decides nothing.
+    BindFailed {
+        /// Who, and what for.
+        bind: Box<FailedBind>,
+        /// When.
         at: Instant,
     },
     /// The kernel dropped events.

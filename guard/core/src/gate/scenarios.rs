@@ -16,6 +16,7 @@ use std::time::Duration;
 mod evicting;
 mod evidence;
 mod looking;
+mod losing;
 mod waiting;
 
 const PATIENCE: Duration = Duration::from_secs(10);

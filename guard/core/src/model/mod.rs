@@ -1,6 +1,7 @@
 //! The vocabulary: what a port, a socket, a process and a verdict are.
 
 mod bind;
+mod failed_bind;
 mod identity;
 mod process;
 mod socket;
@@ -9,6 +10,7 @@ mod unit;
 mod verdict;
 
 pub use bind::{BindOutcome, BindSpec};
+pub use failed_bind::FailedBind;
 pub use identity::{NetnsInode, Port, ProcessId, SocketCookie, SocketInode, StartTime, Tgid, Uid};
 pub use process::{ExitStatus, Process, ProcessState, Seen, Signal};
 pub use socket::{Owners, Snapshot, Socket, TcpState, Unseen};

@@ -1,9 +1,12 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
-use guard_common::{ABI, Header, KIND_EXITED, KIND_RELEASED, KIND_STATE_CHANGED, SocketEvent};
+use guard_common::{
+    ABI, Header, KIND_BIND_FAILED, KIND_EXITED, KIND_RELEASED, KIND_STATE_CHANGED, SocketEvent,
+};
 use guard_core::model::{ExitStatus, Instant, NetnsInode, Port, SocketCookie, TcpState, Tgid};
 
+use super::bind_failed::{self, BindFailed};
 use super::{inet_sock_set_state, sched_process_exit, tcp_destroy_sock};
 
 /// What a BPF program reported. Every event is a hint: a reason to look.
@@ -16,6 +19,8 @@ pub enum Event {
     Released(Released),
     /// The last thread of an owner exits; its sockets are still open.
     Exited(Exited),
+    /// Somebody else failed to bind a watched port.
+    BindFailed(BindFailed),
     /// A record of a kind that this version does not know.
     Unknown {
         /// Number of the kind.
@@ -132,6 +137,7 @@ impl Event {
             KIND_STATE_CHANGED => Self::StateChanged(inet_sock_set_state::decode(&copy(record)?)?),
             KIND_RELEASED => Self::Released(tcp_destroy_sock::decode(&copy(record)?)?),
             KIND_EXITED => Self::Exited(sched_process_exit::decode(&copy(record)?)),
+            KIND_BIND_FAILED => Self::BindFailed(bind_failed::decode(&copy(record)?)?),
             kind => Self::Unknown { kind, at: instant(&header) },
         })
     }
@@ -184,6 +190,8 @@ unsafe impl Wire for Header {}
 unsafe impl Wire for SocketEvent {}
 // SAFETY: as above.
 unsafe impl Wire for guard_common::ExitEvent {}
+// SAFETY: as above.
+unsafe impl Wire for guard_common::BindFailedEvent {}
 
 /// The beginning of `record` as a `T`; it may be longer.
 pub(super) fn copy<T: Wire>(record: &[u8]) -> Result<T, Malformed> {

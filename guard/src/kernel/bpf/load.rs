@@ -10,8 +10,8 @@ use super::hook::{DESTROY_SOCK, Hook, PROCESS_EXIT, SET_STATE};
 use super::settings::{KernelTypes, resolve_pid_namespace};
 use super::task_file::{OwnerLookup, OwnerTypes};
 use super::{
-    AttachBy, AttachedBy, Bpf, BpfError, BpfOptions, Loss, Plain, inet_sock_set_state, log,
-    sched_process_exit, tcp_destroy_sock,
+    AttachBy, AttachedBy, Bpf, BpfError, BpfOptions, FailedBinds, Loss, Plain, bind_failed,
+    inet_sock_set_state, log, sched_process_exit, tcp_destroy_sock,
 };
 use crate::kernel::bpf::tracefs::Tracefs;
 
@@ -82,6 +82,7 @@ pub(super) struct Attempt {
     hooks: Vec<&'static Hook>,
     losses: Vec<Loss>,
     owners: Result<OwnerTypes, BpfError>,
+    failed_binds: Result<(), BpfError>,
 }
 
 impl Attempt {
@@ -117,11 +118,12 @@ impl Attempt {
         hooks.push(&SET_STATE);
         types.resolve(&mut settings, &mut losses);
         resolve_pid_namespace(&mut settings, &mut losses);
+        let failed_binds = bind_failed::fit(types, &mut settings);
         let by = match way {
             Way::Raw => AttachedBy::Raw,
             Way::Classic(_) => AttachedBy::Classic,
         };
-        Ok(Self { settings, by, hooks, losses, owners: types.owners() })
+        Ok(Self { settings, by, hooks, losses, owners: types.owners(), failed_binds })
     }
 
     /// On an error, also the hook that it concerns.
@@ -141,6 +143,12 @@ impl Attempt {
         match self.owners.and_then(|types| OwnerLookup::take(&mut bpf.ebpf, types)) {
             Ok(lookup) => bpf.owner_lookup = Some(lookup),
             Err(error) => bpf.losses.push(Loss::OwnersFromProc { why: error.to_string() }),
+        }
+        if options.failed_binds != FailedBinds::Unseen {
+            // Its misses are not counted: a failed bind changes nothing on the port.
+            let attached = self.failed_binds.and_then(|()| bind_failed::attach(&mut bpf.ebpf));
+            let unseen = |error: BpfError| Loss::FailedBindsUnseen { why: error.to_string() };
+            bpf.losses.extend(attached.err().map(unseen));
         }
         Ok(bpf)
     }

@@ -34,6 +34,11 @@ pub enum Loss {
         /// Why.
         why: String,
     },
+    /// Failed binds are not reported.
+    FailedBindsUnseen {
+        /// Why.
+        why: String,
+    },
     /// Tasks have no number in the guard's PID namespace.
     TasksUnknown {
         /// Why.
@@ -58,6 +63,7 @@ impl fmt::Display for Loss {
             Self::OwnersFromProc { why } => {
                 ("owners are looked up in /proc, which is slower and does not show every process", why)
             }
+            Self::FailedBindsUnseen { why } => ("who else fails to bind the port is not seen", why),
             Self::TasksUnknown { why } => {
                 ("events do not say which process acted, and exits are not seen", why)
             }

@@ -26,6 +26,13 @@ impl Lost {
         names.zip(self.counted).chain([("skipped", self.skipped), ("malformed", self.malformed)])
     }
 
+    /// All losses that may have told of a change on a watched port: what a gate
+    /// must not open on. Failed binds are none, and any process may cause them.
+    pub fn of_the_port(&self) -> u64 {
+        let ports = LostReason::ALL.iter().filter(|reason| reason.concerns_the_port());
+        ports.map(|reason| self.count(*reason)).sum::<u64>() + self.skipped + self.malformed
+    }
+
     /// All losses.
     pub fn total(&self) -> u64 {
         self.by_reason().map(|(_, count)| count).sum()

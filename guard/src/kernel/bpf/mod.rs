@@ -8,6 +8,7 @@
 //!
 //! There is one file per hook, named as its counterpart in `guard-ebpf`.
 
+mod bind_failed;
 mod error;
 mod event;
 mod hook;
@@ -34,6 +35,7 @@ use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf};
 use guard_common::{WatchKey, map, watch};
 use guard_core::model::{NetnsInode, Port, Tgid};
 
+pub use bind_failed::{BindFailed, FailedBinds};
 pub use error::{BpfError, Source};
 pub use event::{Actor, Event, Exited, KernelSocket, Released, SkAddr, StateChanged};
 pub use guard_common::LostReason;
@@ -99,18 +101,23 @@ pub struct BpfOptions {
     /// Size of the ring buffer: a power of two of at least one page. An event
     /// takes 104 bytes at most.
     pub ring_bytes: u32,
+    /// Whether failed binds are reported; they need nothing else of these options
+    /// but that their port is watched. Where they cannot be, that is a [`Loss`].
+    pub failed_binds: FailedBinds,
     /// Let the programs of a development build log; see [`Bpf::take_log`].
     pub log: bool,
 }
 
 impl Default for BpfOptions {
-    /// Raw tracepoints if possible, nothing watched, 256 KiB (about 2,500 events), no log.
+    /// Raw tracepoints if possible, nothing watched, 256 KiB (about 2,500 events),
+    /// no failed binds, no log.
     fn default() -> Self {
         Self {
             attach: AttachBy::Auto,
             ports: Vec::new(),
             owners: Vec::new(),
             ring_bytes: 256 * 1024,
+            failed_binds: FailedBinds::Unseen,
             log: false,
         }
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, OnceLock};
 
-use guard_common::{Event, Settings, inet_sock_set_state, sched_process_exit, tcp_destroy_sock};
+use guard_common::{Event, Settings, inet_sock_set_state, sched_process_exit, sys_exit, tcp_destroy_sock};
 use nix::sys::stat::{major, minor};
 use thiserror::Error;
 
@@ -20,7 +20,7 @@ const NO_PID_NAMESPACE: u64 = 1;
 
 /// The members that the programs read, in the order in which [`KernelTypes`] takes them apart.
 /// `struct inet_sock` begins with its `struct sock`, and that with its `sock_common`.
-const MEMBERS: [Member; 17] = [
+const MEMBERS: [Member; 23] = [
     Member { structure: "sock_common", path: &["skc_net", "net"] },
     Member { structure: "sock_common", path: &["skc_cookie"] },
     Member { structure: "net", path: &["ns", "inum"] },
@@ -30,6 +30,13 @@ const MEMBERS: [Member; 17] = [
     Member { structure: "signal_struct", path: &["live"] },
     Member { structure: "signal_struct", path: &["flags"] },
     Member { structure: "signal_struct", path: &["group_exit_code"] },
+    // `real_start_time` before 5.5, which has no BTF worth the name.
+    Member { structure: "task_struct", path: &["start_boottime"] },
+    Member { structure: "task_struct", path: &["files"] },
+    Member { structure: "files_struct", path: &["fdt"] },
+    Member { structure: "fdtable", path: &["fd"] },
+    Member { structure: "file", path: &["private_data"] },
+    Member { structure: "socket", path: &["sk"] },
     Member { structure: "sock_common", path: &["skc_family"] },
     // A bit field before 5.6, so not found there.
     Member { structure: "sock", path: &["sk_protocol"] },
@@ -42,10 +49,11 @@ const MEMBERS: [Member; 17] = [
 ];
 
 /// The arguments of raw tracepoints.
-const PROTOTYPES: [&str; 3] = [
+const PROTOTYPES: [&str; 4] = [
     inet_sock_set_state::EVENT.prototype,
     tcp_destroy_sock::EVENT.prototype,
     sched_process_exit::EVENT.prototype,
+    sys_exit::EVENT.prototype,
 ];
 
 /// What the running kernel tells about its types.
@@ -136,6 +144,22 @@ impl KernelTypes {
         (settings.sock_local_port, settings.sock_remote_port) = (local_port, remote_port);
         (settings.sock_local_v4, settings.sock_remote_v4) = (local_v4, remote_v4);
         (settings.sock_local_v6, settings.sock_remote_v6) = (local_v6.unwrap_or(0), remote_v6.unwrap_or(0));
+        Ok(())
+    }
+
+    /// Resolves the way from a task's descriptor to its socket, and when a task began.
+    pub(super) fn resolve_descriptors(&self, event: &Event, settings: &mut Settings) -> Result<(), BpfError> {
+        let [_, _, _, _, leader, _, _, _, _, start, files, table, array, private, sk, ..] =
+            self.found.offsets;
+        let (Some(files), Some(table), Some(array), Some(private), Some(sk)) =
+            (files, table, array, private, sk)
+        else {
+            return Err(self.untold(event, "struct files_struct"));
+        };
+        (settings.task_files, settings.files_table, settings.table_files) = (files, table, array);
+        (settings.file_private, settings.socket_sk) = (private, sk);
+        // Without them a process is reported without the moment of its birth.
+        (settings.task_leader, settings.task_start) = (leader.unwrap_or(0), start.unwrap_or(0));
         Ok(())
     }
 

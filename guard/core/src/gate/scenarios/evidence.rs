@@ -5,16 +5,16 @@ use crate::gate::Action;
 use crate::model::{Process, Snapshot, Socket};
 use crate::timeline::{MOST_ENTRIES, Timeline};
 
-fn actions(gate: &mut Gate) -> Vec<Action> {
+pub(super) fn actions(gate: &mut Gate) -> Vec<Action> {
     std::iter::from_fn(|| gate.next_action()).collect()
 }
 
-fn in_use(begun: u64) -> Fact {
+pub(super) fn in_use(begun: u64) -> Fact {
     Fact::Probed { outcomes: vec![BindOutcome::InUse], begun: BEGIN + us(begun) }
 }
 
 /// A listener of somebody with this role, as a look from `begun` to `ended` shows it.
-fn look(role: Role, begun: u64, ended: u64) -> (Fact, ProcessId) {
+pub(super) fn look(role: Role, begun: u64, ended: u64) -> (Fact, ProcessId) {
     let mut kernel = Kernel::new();
     let owner = server(&mut kernel, Birth::of(role), &here());
     let (_, row): (_, Socket) = kernel.table(&Viewer::ROOT).remove(0);

@@ -58,8 +58,14 @@ fn a_kernel_without_types_gets_classic_tracepoints() {
     const NAME: &str = "a_kernel_without_types_gets_classic_tracepoints";
     netns(NAME, || {
         let port = free_port();
-        let mut options = BpfOptions { ports: vec![listeners(port)], ..BpfOptions::default() };
+        let mut options = BpfOptions {
+            ports: vec![listeners(port)],
+            failed_binds: FailedBinds::AtAnyCost,
+            ..BpfOptions::default()
+        };
         let Some(bpf) = or_skip(NAME, load_with(&options, &untold())) else { return };
+        let unseen = |loss: &Loss| matches!(loss, Loss::FailedBindsUnseen { why } if why.contains(VMLINUX));
+        assert!(bpf.losses().iter().any(unseen), "{:?}", bpf.losses());
         assert_eq!(bpf.attached_by(), AttachedBy::Classic);
         let why = bpf.why_classic().unwrap();
         assert!(why.contains("raw tracepoint") && why.contains(VMLINUX), "{why}");

@@ -1,5 +1,6 @@
 //! On the running kernel, as root, each in a network namespace of its own.
 
+mod binds;
 mod degraded;
 mod measure;
 mod measure_owners;
@@ -137,6 +138,7 @@ fn word(event: &Event) -> String {
         Event::Released(it) if it.was_listener => "released".into(),
         Event::Released(_) => "gone".into(),
         Event::Exited(it) => format!("exited {:?}", it.status),
+        Event::BindFailed(it) => format!("{} lost", if it.by_listen { "listen" } else { "bind" }),
         Event::Unknown { kind, .. } => format!("unknown {kind}"),
     }
 }
