@@ -56,3 +56,31 @@ fn the_smallest_restart_frees_the_port_before_it_returns() {
         );
     }
 }
+
+#[test]
+fn the_smallest_run_of_what_watching_and_waiting_cost() {
+    let Some(samples) = smallest("idle") else { return };
+    let woken = values(&samples, "portguard gate", "wake-ups per second").len();
+    let tiers = Tier::ALL.into_iter().filter(|tier| tier.missing().is_none()).count();
+    assert_eq!(woken, tiers, "{samples:?}");
+    let Some(samples) = smallest("host") else { return };
+    let measured = |name: &str| values(&samples, name, "throughput, of that with nothing attached").len();
+    assert_eq!(measured("nothing"), 1, "{samples:?}");
+    assert_eq!(measured("portguard, netlink"), 2, "{samples:?}");
+}
+
+#[test]
+fn the_smallest_curves_have_two_sizes() {
+    let Some(samples) = smallest("scale") else { return };
+    for scenario in ["owner of a listener", "port with N TIME_WAIT sockets", "one gate for N addresses"] {
+        let sizes: std::collections::BTreeSet<u64> = samples
+            .iter()
+            .filter(|sample| {
+                sample["scenario"].as_str().is_some_and(|name| name.starts_with(scenario))
+                    && sample["subject"].as_str().is_some_and(|name| name.starts_with("portguard"))
+            })
+            .filter_map(|sample| sample["at"].as_u64())
+            .collect();
+        assert_eq!(sizes.len(), 2, "{scenario}: {samples:?}");
+    }
+}

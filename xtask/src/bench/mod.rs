@@ -22,12 +22,14 @@ use self::machine::Machine;
 use self::record::{Line, Record};
 
 mod distribution;
+mod growth;
 mod machine;
 mod peers;
 mod picture;
 mod readme;
 mod record;
 mod table;
+mod timeline;
 
 /// Options of `bench`.
 #[derive(clap::Args, Debug)]
@@ -44,14 +46,19 @@ pub(crate) struct Args {
     /// Measure nothing: print the README's table of the last run
     #[arg(long)]
     readme: bool,
-    /// Only these: release, restart
+    /// Only these: release, restart, host, idle, scale
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }
 
 /// The sections, in the order of the run, and what each is about.
-const SECTIONS: [(&str, &str); 1] =
-    [("release", "how long after the port became bindable does somebody know it?")];
+const SECTIONS: [(&str, &str); 5] = [
+    ("release", "how long after the port became bindable does somebody know it?"),
+    ("restart", "how long does a whole restart take, and how much of that is dead time?"),
+    ("host", "what does watching cost the connections of the host?"),
+    ("idle", "what does a gate cost that only waits?"),
+    ("scale", "how does it grow?"),
+];
 
 /// Runs `bench`.
 ///

@@ -7,8 +7,10 @@ use anyhow::{Result, anyhow};
 use plotters::chart::SeriesLabelPosition;
 use plotters::prelude::*;
 
+use super::growth::{self, Curves};
 use super::record::{Record, Row};
 use super::table::number;
+use super::timeline;
 
 /// Wide enough for a legend beside a long tail.
 const SIZE: (u32, u32) = (960, 480);
@@ -35,12 +37,23 @@ const LEAST_NS: f64 = 1_000.0;
 /// When a file cannot be written.
 pub(crate) fn draw(record: &Record, folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
+    for curves in growth::curves(record) {
+        let file = folder.join(file_name(&[&record.section, curves.scenario, curves.measure]));
+        curves_of_growth(&file, &curves)?;
+        files.push(file);
+    }
     for scenario in record.distinct(|row| &row.scenario) {
+        let file = folder.join(file_name(&[&record.section, scenario, "timeline"]));
+        if timeline::draw(record, scenario, &file)? {
+            files.push(file);
+        }
         for measure in record.distinct(|row| &row.measure) {
             let rows: Vec<&Row> = record
                 .rows
                 .iter()
-                .filter(|row| row.scenario == scenario && row.measure == measure && row.unit == "ns")
+                .filter(|row| {
+                    row.scenario == scenario && row.measure == measure && row.unit == "ns" && row.at.is_none()
+                })
                 .collect();
             if rows.is_empty() {
                 continue;
@@ -104,6 +117,48 @@ fn cumulative(file: &Path, title: &str, rows: &[&Row]) -> Result<()> {
     area.present().map_err(drawing)
 }
 
+/// Medians over the size, both on logarithmic axes; a size of 0 stands at the left edge.
+fn curves_of_growth(file: &Path, curves: &Curves<'_>) -> Result<()> {
+    let points = || curves.curves.iter().flat_map(|(_, points)| points);
+    let widest = points().fold(10.0_f64, |most, point| most.max(point.0));
+    let least = points().fold(f64::MAX, |least, point| least.min(point.1)).max(LEAST_NS);
+    let most = points().fold(LEAST_NS * 10.0, |most, point| most.max(point.1));
+    let area = SVGBackend::new(file, SIZE).into_drawing_area();
+    area.fill(&WHITE).map_err(drawing)?;
+    let mut chart = ChartBuilder::on(&area)
+        .caption(format!("{}: {}, median", curves.scenario, curves.measure), ("sans-serif", 18))
+        .margin(12)
+        .x_label_area_size(36)
+        .y_label_area_size(64)
+        .build_cartesian_2d((1.0..widest).log_scale(), (least / 2.0..most * 2.0).log_scale())
+        .map_err(drawing)?;
+    chart
+        .configure_mesh()
+        .x_desc("N")
+        .y_label_formatter(&|ns| number(*ns, "ns"))
+        .light_line_style(WHITE)
+        .draw()
+        .map_err(drawing)?;
+    for (index, (subject, points)) in curves.curves.iter().enumerate() {
+        let style =
+            ShapeStyle { color: COLOURS[index % COLOURS.len()].to_rgba(), filled: false, stroke_width: 2 };
+        let points = points.iter().map(|&(at, median)| (at.max(1.0), median.max(LEAST_NS)));
+        chart
+            .draw_series(LineSeries::new(points, style))
+            .map_err(drawing)?
+            .label(*subject)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .background_style(WHITE.mix(0.85))
+        .border_style(BLACK.mix(0.3))
+        .draw()
+        .map_err(drawing)?;
+    area.present().map_err(drawing)
+}
+
 /// The corners of the staircase.
 fn steps(samples: &[f64]) -> Vec<(f64, f64)> {
     let mut sorted: Vec<f64> = samples.iter().map(|value| value.max(LEAST_NS)).collect();
@@ -114,7 +169,7 @@ fn steps(samples: &[f64]) -> Vec<(f64, f64)> {
 }
 
 /// plotters' errors carry the backend's type, which nobody needs to know.
-fn drawing(error: impl Display) -> anyhow::Error {
+pub(super) fn drawing(error: impl Display) -> anyhow::Error {
     anyhow!("drawing: {error}")
 }
 

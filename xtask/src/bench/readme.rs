@@ -20,6 +20,20 @@ pub(crate) struct Kept {
 /// Columns that only the JSON files and the terminal show.
 const LEFT_OUT: [&str; 2] = ["min", "p90"];
 
+/// The tables of the README, by section and the beginning of their titles; the rest is in the JSON files.
+const CHOSEN: &[(&str, &str)] = &[
+    ("release", "killed, 1 MB, queue 0, idle:"),
+    ("release", "killed, 500 MB, queue 0, idle:"),
+    ("restart", "polite: dead time"),
+    ("restart", "polite: up"),
+    ("restart", "slow (300 ms): up"),
+    ("restart", "stubborn: dead time"),
+    ("host", "connections: throughput"),
+    ("host", "BPF programs: time per run"),
+    ("idle", ""),
+    ("scale", ""),
+];
+
 /// Reads what the last run of each section left behind.
 ///
 /// # Errors
@@ -63,7 +77,10 @@ pub(crate) fn markdown(all: &[Kept]) -> String {
         if kept.quick {
             text.push_str("(From a quick run: few samples.)\n\n");
         }
-        for (title, cells) in table::tables(&kept.record) {
+        let section = kept.record.section.as_str();
+        let chosen =
+            |title: &str| CHOSEN.iter().any(|&(name, begins)| name == section && title.starts_with(begins));
+        for (title, cells) in table::tables(&kept.record).into_iter().filter(|(title, _)| chosen(title)) {
             text.push_str(&format!("{title}:\n\n{}\n", table::markdown(&narrow(&cells))));
         }
     }
@@ -87,6 +104,25 @@ fn narrow(cells: &Cells) -> Cells {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_readme_says_on_what_and_whether_it_may_be_published() {
+        let mut record = Record::new("idle");
+        record.take(
+            r#"{"kind":"sample","scenario":"s","measure":"m","subject":"gate","unit":"number","value":7}"#,
+        );
+        let kept = |disturbed: Option<&str>| Kept {
+            record: record.clone(),
+            machine: "one day, Linux 6.18".to_owned(),
+            disturbed: disturbed.map(str::to_owned),
+            quick: false,
+        };
+        let text = markdown(&[kept(None), kept(None)]);
+        assert_eq!(text.matches("Measured one day, Linux 6.18.").count(), 1, "{text}");
+        assert!(text.contains("| gate | 1 | 7 |"), "{text}");
+        assert!(!text.contains("Not for publication"), "{text}");
+        assert!(markdown(&[kept(Some("busy"))]).contains("Not for publication: busy"));
+    }
 
     #[test]
     fn the_readme_shows_fewer_columns() {

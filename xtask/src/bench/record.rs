@@ -16,7 +16,9 @@ pub(crate) struct Row {
     pub(crate) measure: String,
     /// Who.
     pub(crate) subject: String,
-    /// `ns`, `bytes`, `ratio`, `per_second`, `number`, or `yes` for shares.
+    /// The size at this point of a curve; `None` of what does not grow.
+    pub(crate) at: Option<f64>,
+    /// `ns`, `bytes`, `seconds`, `ratio`, `per second`, `number`, or `yes` for shares.
     pub(crate) unit: String,
     /// In the order in which they were taken.
     pub(crate) samples: Vec<f64>,
@@ -60,7 +62,8 @@ impl Record {
             Some("sample") => {
                 let Some(number) = value["value"].as_f64() else { return Line::Other };
                 let (scenario, measure) = (text("scenario"), text("measure"));
-                self.row(&scenario, &measure, &text("subject"), &text("unit")).samples.push(number);
+                let (subject, unit) = (text("subject"), text("unit"));
+                self.row(&scenario, &measure, &subject, value["at"].as_f64(), &unit).samples.push(number);
                 Line::Kept
             }
             Some("note") => {
@@ -76,13 +79,16 @@ impl Record {
         }
     }
 
-    fn row(&mut self, scenario: &str, measure: &str, subject: &str, unit: &str) -> &mut Row {
-        let same = |row: &Row| row.scenario == scenario && row.measure == measure && row.subject == subject;
+    fn row(&mut self, scenario: &str, measure: &str, subject: &str, at: Option<f64>, unit: &str) -> &mut Row {
+        let same = |row: &Row| {
+            row.scenario == scenario && row.measure == measure && row.subject == subject && row.at == at
+        };
         let index = self.rows.iter().position(same).unwrap_or_else(|| {
             self.rows.push(Row {
                 scenario: scenario.to_owned(),
                 measure: measure.to_owned(),
                 subject: subject.to_owned(),
+                at,
                 unit: unit.to_owned(),
                 samples: Vec::new(),
             });
@@ -120,6 +126,7 @@ impl Record {
                     "scenario": row.scenario,
                     "measure": row.measure,
                     "subject": row.subject,
+                    "at": row.at,
                     "unit": row.unit,
                     "count": row.samples.len(),
                     "min": seen.map(|seen| seen.min),
@@ -155,6 +162,7 @@ impl Record {
                 scenario: text(&row["scenario"])?,
                 measure: text(&row["measure"])?,
                 subject: text(&row["subject"])?,
+                at: row["at"].as_f64(),
                 unit: text(&row["unit"])?,
                 samples: row["samples"].as_array()?.iter().filter_map(Value::as_f64).collect(),
             });
@@ -195,6 +203,8 @@ mod tests {
     fn a_file_reads_back_as_it_was() {
         let mut record = Record::new("s");
         record.take(&sample("a", -2));
+        record.take(&sample("a", 3).replace("\"measure\"", "\"at\":10,\"measure\""));
+        assert_eq!(record.rows.len(), 2);
         record.take(r#"{"kind":"absent","what":"lsof","why":"not there"}"#);
         record.take(r#"{"kind":"note","text":"n"}"#);
         let file = record.to_json(&json!({}));

@@ -1,6 +1,7 @@
 //! Tables for a person: on a terminal, and in Markdown.
 
 use super::distribution::Distribution;
+use super::growth;
 use super::record::{Record, Row};
 
 /// Rows of cells; the first row is the heading.
@@ -10,7 +11,8 @@ pub(crate) type Cells = Vec<Vec<String>>;
 pub(crate) fn tables(record: &Record) -> Vec<(String, Cells)> {
     let mut tables = Vec::new();
     for scenario in record.distinct(|row| &row.scenario) {
-        let here = |row: &&Row| row.scenario == scenario;
+        tables.extend(growth::tables(record, scenario));
+        let here = |row: &&Row| row.scenario == scenario && row.at.is_none();
         let mut measures: Vec<(&str, &str)> = Vec::new();
         for row in record.rows.iter().filter(here).filter(|row| row.unit != "yes") {
             if !measures.contains(&(&row.measure, &row.unit)) {
@@ -25,7 +27,7 @@ pub(crate) fn tables(record: &Record) -> Vec<(String, Cells)> {
             })
             .collect();
         for (index, (measure, unit)) in measures.iter().enumerate() {
-            let mut subjects = subjects(record, scenario, |row| row.measure == *measure);
+            let mut subjects = subjects(record, scenario, |row| row.measure == *measure && row.at.is_none());
             if index == 0 {
                 subjects.extend(&only_shares);
             }
@@ -167,6 +169,7 @@ mod tests {
             scenario: "idle".into(),
             measure: measure.into(),
             subject: subject.into(),
+            at: None,
             unit: unit.into(),
             samples: samples.to_vec(),
         };

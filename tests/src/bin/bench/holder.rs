@@ -15,6 +15,9 @@ use crate::cell::Cell;
 /// A word in its arguments that portguard recognises it by.
 pub(crate) const TAG: &str = "bench-holder";
 
+/// Room for the longest queue, and for the connections of those who look by connecting.
+const BACKLOG: &str = "8192";
+
 /// A stand-in that listens.
 #[derive(Debug)]
 pub(crate) struct Holder {
@@ -51,9 +54,7 @@ impl Holder {
 
     /// Its command line, for whoever starts it elsewhere.
     pub(crate) fn plan(port: u16, size: Size, on_term: &str) -> Plan {
-        // Room for the connections of those who look by connecting.
-        let backlog = (size.queue + 512).to_string();
-        Plan::new(["--tag", TAG, "--rss", size.rss, "--on-term", on_term, "--backlog", backlog.as_str()])
+        Plan::new(["--tag", TAG, "--rss", size.rss, "--on-term", on_term, "--backlog", BACKLOG])
             .listen("127.0.0.1", port)
     }
 
@@ -80,7 +81,7 @@ pub(crate) fn allow_queues() -> Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raise the limit of open files")?;
     // Of this network namespace only.
-    std::fs::write("/proc/sys/net/core/somaxconn", "8192").context("raise net.core.somaxconn")
+    std::fs::write("/proc/sys/net/core/somaxconn", BACKLOG).context("raise net.core.somaxconn")
 }
 
 /// Bytes of memory that are available, from `/proc/meminfo`.

@@ -4,13 +4,19 @@
 //! with in a PID namespace of their own besides.
 
 mod cell;
+mod crowd;
 mod holder;
+mod host;
+mod idle;
 mod load;
 mod peers;
+mod process;
+mod programs;
 mod release;
 mod restart;
 mod rounds;
 mod sample;
+mod scale;
 mod subject;
 mod truth;
 
@@ -54,6 +60,12 @@ enum Section {
     Release,
     /// From "go" to a successor that listens
     Restart,
+    /// What watching costs everybody else
+    Host,
+    /// What waiting costs
+    Idle,
+    /// How it grows
+    Scale,
 }
 
 /// What every section needs.
@@ -82,21 +94,33 @@ impl Bench {
 }
 
 fn main() -> Result<()> {
-    if std::env::args().nth(1).is_some_and(|argument| argument == cell::INIT) {
-        return cell::init();
+    let mut arguments = std::env::args().skip(1);
+    match arguments.next().as_deref() {
+        Some(cell::INIT) => return cell::init(),
+        Some(crowd::CROWD) => return crowd::gather(arguments.next().context("how many?")?.parse()?),
+        _ => {}
     }
     let options = Options::parse();
     mount_tracefs().context("mount tracefs in a mount namespace of its own")?;
     let netns = Netns::enter()?;
     holder::allow_queues()?;
     let cell = Cell::new()?;
-    let processor = Processor::set_aside().context("set a processor aside for the spinning thread")?;
+    // Where nobody spins, whoever is measured may have all processors.
+    let processor = match options.section {
+        Section::Release | Section::Restart | Section::Scale => {
+            Processor::set_aside().context("set a processor aside for the spinning thread")?
+        }
+        Section::Host | Section::Idle => None,
+    };
     let peers = std::path::absolute(&options.peers).context("find the peers")?;
     let Options { quick, smoke, rounds, seed, .. } = options;
     let bench = Bench { cell, netns, processor, peers, quick, smoke, rounds, seed };
     match options.section {
         Section::Release => release::run(&bench),
         Section::Restart => restart::run(&bench),
+        Section::Host => host::run(&bench),
+        Section::Idle => idle::run(&bench),
+        Section::Scale => scale::run(&bench),
     }
 }
 

@@ -111,11 +111,9 @@ pub(crate) const PEERS: &[Peer] = &[
 impl Peer {
     /// Where its program is: among the installed peers, else on `PATH`.
     pub(crate) fn found(&self, installed: &Path) -> Option<PathBuf> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
         [installed.join("bin"), installed.join("node_modules/.bin")]
             .into_iter()
-            .chain(std::env::split_paths(&path))
-            .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
+            .chain(path())
             .map(|folder| folder.join(self.program))
             .find(|file| file.is_file())
     }
@@ -133,4 +131,16 @@ impl Peer {
         command.arg("-c").arg(script);
         command
     }
+}
+
+/// Whether a bare command name can be run.
+pub(crate) fn is_installed(program: &str) -> bool {
+    path().any(|folder| folder.join(program).is_file())
+}
+
+/// `PATH`, and the folders of system commands that an ordinary user's may lack.
+fn path() -> impl Iterator<Item = PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let own: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    own.into_iter().chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
 }

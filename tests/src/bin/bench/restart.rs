@@ -34,6 +34,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         "up: from the start of the tool until a successor listens that is started when the tool returns",
     )?;
     SAMPLES.note("successor lost: that successor died with EADDRINUSE")?;
+    SAMPLES.note("portguard looks through every process of the machine, the others through those of their PID namespace")?;
     let ending = subject::peers(Role::Ends, &bench.peers, SAMPLES)?;
     for (peer, _) in &ending {
         SAMPLES.note(&format!("{}: {}", peer.name, peer.manners))?;
@@ -72,6 +73,7 @@ fn measure(bench: &Bench, kind: &str, on_term: &str, subject: Subject<'_>) -> Re
         }
         Ok(round) => {
             SAMPLES.span(kind, &name, "dead time", round.release.at_ns, round.said_ns)?;
+            SAMPLES.span(kind, &name, "bindable", round.began_ns, round.release.at_ns)?;
             if let Some(returned_ns) = round.returned_ns {
                 SAMPLES.span(kind, &name, "total", round.began_ns, returned_ns)?;
             }

@@ -8,8 +8,20 @@ use serde_json::{Value, json};
 /// What a number counts. The reader chooses how to print it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
-    /// Nanoseconds.
+    /// Nanoseconds, printed in the unit that suits.
     Nanoseconds,
+    /// Nanoseconds of something so short that they are printed as they are.
+    NanosecondsEach,
+    /// Seconds.
+    Seconds,
+    /// Bytes.
+    Bytes,
+    /// So many in a second.
+    PerSecond,
+    /// One number divided by another.
+    Ratio,
+    /// A count.
+    Number,
     /// 1 for yes and 0 for no: the reader prints a share.
     Yes,
 }
@@ -18,6 +30,12 @@ impl Unit {
     const fn word(self) -> &'static str {
         match self {
             Self::Nanoseconds => "ns",
+            Self::NanosecondsEach => "ns each",
+            Self::Seconds => "seconds",
+            Self::Bytes => "bytes",
+            Self::PerSecond => "per second",
+            Self::Ratio => "ratio",
+            Self::Number => "number",
             Self::Yes => "yes",
         }
     }
@@ -65,6 +83,27 @@ impl Samples {
     ) -> Result<()> {
         let span = to_ns.cast_signed() - from_ns.cast_signed();
         self.sample(scenario, subject, measure, Unit::Nanoseconds, span as f64)
+    }
+
+    /// A span at one size of a curve.
+    pub(crate) fn growth(
+        self,
+        scenario: &str,
+        size: usize,
+        subject: &str,
+        measure: &str,
+        span_ns: (u64, u64),
+    ) -> Result<()> {
+        line(&json!({
+            "kind": "sample",
+            "section": self.section,
+            "scenario": scenario,
+            "subject": subject,
+            "measure": measure,
+            "at": size,
+            "unit": Unit::Nanoseconds.word(),
+            "value": (span_ns.1.cast_signed() - span_ns.0.cast_signed()) as f64,
+        }))
     }
 
     /// Whether something was so.

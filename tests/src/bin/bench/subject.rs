@@ -139,6 +139,11 @@ fn portguard(subcommand: &str, tier: Option<Tier>, port: u16, more: &[&str]) -> 
 }
 
 impl Work {
+    /// Somebody who was started by hand.
+    pub(crate) fn of(child: Child, began_ns: u64) -> Self {
+        Self { child, began_ns }
+    }
+
     /// When it was started.
     pub(crate) fn began_ns(&self) -> u64 {
         self.began_ns

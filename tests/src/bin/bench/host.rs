@@ -1,0 +1,193 @@
+//! What watching costs the host: connections per second, and nanoseconds per run of a BPF program.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use guard_tests::child::Child;
+use guard_tests::kernel::{BpfId, bpf_ids};
+use guard_tests::{DEADLINE, Tier, wait_until};
+
+use crate::Bench;
+use crate::process::cpu_ns;
+use crate::programs::{Statistics, runs};
+use crate::sample::{Samples, Unit};
+use crate::subject::{Subject, tiers};
+
+const SAMPLES: Samples = Samples::of("host");
+
+/// Who watches while connections come and go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Watcher<'a> {
+    /// Nobody: what the others are compared with, compared with itself.
+    Nobody,
+    /// A gate that waits for the very port.
+    SamePort(Tier),
+    /// A gate that waits for another port.
+    OtherPort(Tier),
+    /// `tcpstates` of libbpf-tools.
+    TcpStates(&'a Path),
+}
+
+impl Watcher<'_> {
+    fn name(self) -> String {
+        match self {
+            Self::Nobody => "nothing (control)".to_owned(),
+            Self::SamePort(tier) => format!("portguard, {tier}, on that port"),
+            Self::OtherPort(tier) => format!("portguard, {tier}, on another port"),
+            Self::TcpStates(_) => "tcpstates (libbpf-tools)".to_owned(),
+        }
+    }
+}
+
+pub(crate) fn run(bench: &Bench) -> Result<()> {
+    for note in [
+        "one thread connects, accepts, closes both ends, and begins again: every connection goes through every state",
+        "throughput, of that with nothing attached: the slice before and the one after, with nothing attached, are \
+         the measure of each slice",
+        "tcpstates prints a line for every change of state, as it does for its users",
+        "nanoseconds per run are the kernel's own (BPF_ENABLE_STATS), which include reading the clock twice",
+    ] {
+        SAMPLES.note(note)?;
+    }
+    // TIME_WAIT would use up the ports of one address within a second. Of this network namespace only.
+    std::fs::write("/proc/sys/net/ipv4/tcp_max_tw_buckets", "0").context("do without TIME_WAIT")?;
+    let tcpstates = find_tcpstates();
+    let tiers = tiers(SAMPLES)?;
+    let mut watchers = vec![Watcher::Nobody];
+    for tier in tiers.into_iter().filter(|&tier| tier != Tier::Poll) {
+        watchers.extend([Watcher::SamePort(tier), Watcher::OtherPort(tier)]);
+    }
+    match &tcpstates {
+        Some(program) => watchers.push(Watcher::TcpStates(program)),
+        None => SAMPLES.absent("tcpstates", "libbpf-tools is not installed here")?,
+    }
+    let connections = match bench {
+        Bench { smoke: true, .. } => 200,
+        Bench { quick: true, .. } => 4_000,
+        _ => 20_000,
+    };
+    let site = Site::open()?;
+    let mut rounds = bench.rounds(40, Duration::from_secs(600), Duration::from_secs(10));
+    while let Some(round) = rounds.next_round() {
+        SAMPLES.progress(&format!("round {round}"))?;
+        for watcher in rounds.shuffled(&watchers) {
+            if rounds.late() {
+                break;
+            }
+            compare(bench, &site, watcher, connections)?;
+        }
+    }
+    for watcher in watchers {
+        programs(bench, &site, watcher, connections)?;
+    }
+    Ok(())
+}
+
+/// The two ports.
+struct Site {
+    busy: TcpListener,
+    other: TcpListener,
+}
+
+impl Site {
+    fn open() -> Result<Self> {
+        let listen = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen");
+        Ok(Self { busy: listen()?, other: listen()? })
+    }
+
+    /// So many connections; how long they took.
+    fn churn(&self, connections: u32) -> Result<Duration> {
+        let address: SocketAddr = self.busy.local_addr()?;
+        let began = Instant::now();
+        for _ in 0..connections {
+            let client = TcpStream::connect(address).context("connect")?;
+            let (server, _) = self.busy.accept().context("accept")?;
+            drop(server);
+            drop(client);
+        }
+        Ok(began.elapsed())
+    }
+
+    /// Starts a watcher and waits until it watches.
+    fn watch(&self, bench: &Bench, watcher: Watcher<'_>) -> Result<Option<Child>> {
+        let (port, tier) = match watcher {
+            Watcher::Nobody => return Ok(None),
+            Watcher::SamePort(tier) => (self.busy.local_addr()?.port(), tier),
+            Watcher::OtherPort(tier) => (self.other.local_addr()?.port(), tier),
+            Watcher::TcpStates(program) => {
+                let child = Child::start(Command::new(program), "tcpstates");
+                let attached = || bpf_ids(child.id.pid).iter().any(|object| matches!(object, BpfId::Link(_)));
+                ensure!(
+                    wait_until(DEADLINE, || attached() || !child.alive()) && child.alive(),
+                    "tcpstates ended: {}",
+                    child.said()
+                );
+                return Ok(Some(child));
+            }
+        };
+        let work = Subject::Gate(tier).start(&bench.cell, port, &[]);
+        work.armed()?;
+        Ok(Some(work.child))
+    }
+}
+
+fn compare(bench: &Bench, site: &Site, watcher: Watcher<'_>, connections: u32) -> Result<()> {
+    let scenario = "connections";
+    let name = watcher.name();
+    let before = site.churn(connections)?;
+    let child = match site.watch(bench, watcher) {
+        Ok(child) => child,
+        Err(error) => return SAMPLES.absent(&name, &format!("{error:#}")),
+    };
+    site.churn(connections / 20)?;
+    let used = child.as_ref().map_or(0, |child| cpu_ns(child.id.pid));
+    let during = site.churn(connections)?;
+    let used = child.as_ref().map_or(0, |child| cpu_ns(child.id.pid)).saturating_sub(used);
+    drop(child);
+    site.churn(connections / 20)?;
+    let after = site.churn(connections)?;
+    let alone = (before + after).as_secs_f64() / 2.0;
+    let each = |span: f64| span * 1e9 / f64::from(connections);
+    let tell = |measure: &str, unit: Unit, value: f64| SAMPLES.sample(scenario, &name, measure, unit, value);
+    tell("throughput, of that with nothing attached", Unit::Ratio, alone / during.as_secs_f64())?;
+    tell("a connection takes", Unit::Nanoseconds, each(during.as_secs_f64()))?;
+    tell("the watcher's CPU time per connection", Unit::Nanoseconds, used as f64 / f64::from(connections))
+}
+
+/// The kernel's own account of each program.
+fn programs(bench: &Bench, site: &Site, watcher: Watcher<'_>, connections: u32) -> Result<()> {
+    let Some(child) = site.watch(bench, watcher).ok().flatten() else { return Ok(()) };
+    let statistics = match Statistics::enable() {
+        Ok(statistics) => statistics,
+        Err(error) => return SAMPLES.absent("nanoseconds per run", &format!("{error:#}")),
+    };
+    let ids = bpf_ids(child.id.pid);
+    let before = runs(&ids);
+    site.churn(connections)?;
+    for (after, before) in runs(&ids).into_iter().zip(before) {
+        let (count, time) = (after.count - before.count, after.time_ns - before.time_ns);
+        if count == 0 {
+            continue;
+        }
+        let subject = format!("{}: {}", watcher.name(), after.name);
+        SAMPLES.sample(
+            "BPF programs",
+            &subject,
+            "time per run",
+            Unit::NanosecondsEach,
+            time as f64 / count as f64,
+        )?;
+        let per_connection = count as f64 / f64::from(connections);
+        SAMPLES.sample("BPF programs", &subject, "runs per connection", Unit::Number, per_connection)?;
+    }
+    drop(statistics);
+    Ok(())
+}
+
+/// Debian puts it beside an ordinary user's path.
+fn find_tcpstates() -> Option<PathBuf> {
+    ["/usr/sbin/tcpstates", "/usr/bin/tcpstates"].map(PathBuf::from).into_iter().find(|path| path.is_file())
+}
