@@ -3,6 +3,7 @@
 
 pub mod asker;
 pub mod netns;
+mod restart;
 pub mod spelling;
 
 use std::io;
@@ -20,12 +21,14 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, warn};
 
+pub use self::restart::{Plans, RestartSink, Restarted};
 use crate::act;
+pub use crate::act::systemd::{SystemdError, UnitDoor, own_uid};
 pub use crate::act::{Command, CommandError, probe, replace};
 use crate::kernel::pidfd::PidFdError;
 use crate::kernel::procfs;
 use crate::observe::{ExitWatch, LookError, Looker, Observer, Wanted, read_table};
-pub use crate::observe::{Tier, TierChoice, TierError};
+pub use crate::observe::{Tier, TierChoice, TierError, listeners_of};
 
 /// Why a run could not be started or carried on.
 #[derive(Debug, thiserror::Error)]

@@ -157,6 +157,16 @@ impl Event {
         self.0["probe"].as_bool().unwrap_or_else(|| panic!("no probe in {self}"))
     }
 
+    /// `detail`, in words; empty when there is none.
+    pub fn detail(&self) -> &str {
+        self.0["detail"].as_str().unwrap_or_default()
+    }
+
+    /// `outcome` of a `run_finished`; empty for other events.
+    pub fn outcome(&self) -> &str {
+        self.0["outcome"].as_str().unwrap_or_default()
+    }
+
     /// `exit_code` of a `run_finished`.
     pub fn exit_code(&self) -> i64 {
         self.0["exit_code"].as_i64().unwrap_or_else(|| panic!("no exit_code in {self}"))

@@ -23,6 +23,7 @@ pub mod process;
 pub mod skip;
 pub mod spin;
 pub mod standin;
+pub mod systemd;
 pub mod tier;
 pub mod wait;
 pub mod world;

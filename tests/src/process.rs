@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -31,6 +32,11 @@ impl Proc {
         stat(pid).map(|stat| Self { pid, start: stat.start })
     }
 
+    /// The process that has this PID now in the PID namespace that this `/proc` shows.
+    pub fn of_in(proc: &Path, pid: i32) -> Option<Self> {
+        stat_in(proc, pid).map(|stat| Self { pid, start: stat.start })
+    }
+
     /// This process.
     ///
     /// # Panics
@@ -42,7 +48,12 @@ impl Proc {
     /// Any of its threads still runs. A zombie leader with live threads is alive:
     /// its sockets are still open.
     pub fn alive(&self) -> bool {
-        stat(self.pid).is_some_and(|stat| {
+        self.alive_in(Path::new("/proc"))
+    }
+
+    /// The same, of a process of the PID namespace that this `/proc` shows.
+    pub fn alive_in(&self, proc: &Path) -> bool {
+        stat_in(proc, self.pid).is_some_and(|stat| {
             stat.start == self.start && (!matches!(stat.state, 'Z' | 'X' | 'x') || stat.threads > 1)
         })
     }
@@ -114,7 +125,11 @@ pub fn reap(pid: i32) {
 }
 
 fn stat(pid: i32) -> Option<Stat> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat_in(Path::new("/proc"), pid)
+}
+
+fn stat_in(proc: &Path, pid: i32) -> Option<Stat> {
+    let text = std::fs::read_to_string(proc.join(pid.to_string()).join("stat")).ok()?;
     // comm may contain spaces and parentheses: the last one closes it.
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     // The first field after comm is number 3.

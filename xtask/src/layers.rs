@@ -96,6 +96,12 @@ pub(crate) const RESERVED: &[Reserved] = &[
         why: "the system is called in kernel/; the rooms above use its doors",
     },
     Reserved {
+        names: &["zbus"],
+        within: &["guard/"],
+        allowed: &["guard/src/act/systemd/"],
+        why: "only act/systemd speaks D-Bus",
+    },
+    Reserved {
         names: &["tokio"],
         within: &["guard/src/kernel/", "guard/src/report/", "guard/core/"],
         allowed: &[],

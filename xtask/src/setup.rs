@@ -21,8 +21,14 @@ pub(crate) struct Args {
 const DEBIAN_RUST: [&str; 2] = ["rustc-web", "rust-web-src"];
 
 /// Commands that the end-to-end tests run, and the Debian package of each.
-const TEST_COMMANDS: [(&str, &str); 4] =
-    [("node", "nodejs"), ("ip", "iproute2"), ("ps", "procps"), ("unshare", "util-linux")];
+const TEST_COMMANDS: [(&str, &str); 6] = [
+    ("node", "nodejs"),
+    ("ip", "iproute2"),
+    ("ps", "procps"),
+    ("unshare", "util-linux"),
+    ("systemctl", "systemd"),
+    ("dbus-daemon", "dbus-daemon"),
+];
 
 /// `rust-src` is 3 MB, a minimal nightly some 100 MB: enough for a slow line, not for a dead one.
 const COMPONENT_LIMIT: Duration = Duration::from_secs(90);

@@ -1,7 +1,7 @@
 //! After the gate: has the successor taken the port?
 
 use crate::conflict::{Conflict, conflict};
-use crate::model::{BindSpec, ProcessId, Snapshot, TcpState, Tgid};
+use crate::model::{BindSpec, ProcessId, Snapshot, TcpState, Tgid, Unit};
 
 /// What a look after the start of the successor found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,18 @@ pub enum Follow {
 
 /// Looks for the successor that `command` has become or has started.
 pub fn follow(snapshot: &Snapshot, endpoints: &[BindSpec], command: Tgid) -> Follow {
+    find(snapshot, endpoints, |owner| descends(snapshot, owner.tgid, command))
+}
+
+/// Looks for a process of `unit` that listens, wherever in its cgroup.
+pub fn follow_unit(snapshot: &Snapshot, endpoints: &[BindSpec], unit: &Unit) -> Follow {
+    find(snapshot, endpoints, |owner| {
+        let process = snapshot.processes.get(&owner.tgid).filter(|process| process.id == *owner);
+        process.and_then(|process| process.cgroup.as_deref()).is_some_and(|path| unit.has_cgroup(path))
+    })
+}
+
+fn find(snapshot: &Snapshot, endpoints: &[BindSpec], is_ours: impl Fn(&ProcessId) -> bool) -> Follow {
     let listeners = snapshot.sockets.iter().filter(|(socket, _)| {
         socket.state == TcpState::Listen
             && endpoints.iter().any(|spec| conflict(spec, socket) != Conflict::None)
@@ -26,7 +38,7 @@ pub fn follow(snapshot: &Snapshot, endpoints: &[BindSpec], command: Tgid) -> Fol
     let mut found = Follow::NotYet;
     for (_, owners) in listeners {
         for owner in owners.seen() {
-            if descends(snapshot, owner.tgid, command) {
+            if is_ours(owner) {
                 return Follow::Listening(*owner);
             }
             found = Follow::Other(*owner);

@@ -11,4 +11,5 @@ pub mod gate;
 pub mod model;
 pub mod policy;
 pub mod prospect;
+pub mod restart;
 pub mod timeline;

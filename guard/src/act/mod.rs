@@ -3,6 +3,7 @@
 mod command;
 mod evict;
 mod signal;
+pub mod systemd;
 
 pub use command::{Command, CommandError, replace};
 pub use evict::evict;

@@ -6,9 +6,9 @@ use guard_core::gate::Outcome;
 use guard_core::model::Verdict;
 
 use crate::report::overall;
-use crate::runtime::RuntimeError;
 use crate::runtime::asker::EvictError;
 use crate::runtime::netns::NetnsError;
+use crate::runtime::{RuntimeError, SystemdError};
 
 /// How a command ended, for the process that waits for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub enum Exit {
     Duel = 5,
     /// Not permitted.
     NotPermitted = 6,
-    /// The command to be restarted failed.
+    /// The command or unit to be restarted failed.
     CommandFailed = 7,
 }
 
@@ -42,7 +42,7 @@ Exit codes:
   4  refused by policy: a foreign or protected process holds the port
   5  duel: another supervisor keeps taking the port
   6  not permitted
-  7  the restarted command failed";
+  7  the restarted command or unit failed";
 
 impl Exit {
     /// The number.
@@ -91,6 +91,9 @@ pub(super) fn of_error(error: &anyhow::Error) -> Exit {
             NetnsError::Denied { .. } => Exit::NotPermitted,
             NetnsError::Failed { .. } => Exit::Unknown,
         };
+    }
+    if let Some(error) = error.downcast_ref::<SystemdError>() {
+        return super::restart_unit::exit_of_error(error);
     }
     if matches!(error.downcast_ref::<EvictError>(), Some(EvictError::Denied(_))) {
         return Exit::NotPermitted;

@@ -9,6 +9,7 @@ mod gate;
 mod options;
 mod output;
 mod restart;
+mod restart_unit;
 mod rules;
 mod status;
 
@@ -41,7 +42,7 @@ enum Command {
     Gate(gate::Gate),
     /// End the stale holders and wait until the port is bindable
     Free(free::Free),
-    /// Free the port, then run a command in the foreground and follow it until it listens
+    /// Free the port, then start a command or a systemd unit and follow it until it listens
     Restart(restart::Restart),
     /// Show a guarded restart of a stubborn stand-in gateway
     Demo(demo::Demo),
@@ -57,10 +58,10 @@ impl Command {
     /// The network namespace that it works in.
     const fn netns(&self) -> Option<&options::NetnsOptions> {
         match self {
-            Self::Status(status) => Some(&status.service.netns),
-            Self::Gate(gate) => Some(&gate.service.netns),
-            Self::Free(free) => Some(&free.service.netns),
-            Self::Restart(restart) => Some(&restart.service.netns),
+            Self::Status(status) => Some(&status.service.bind.netns),
+            Self::Gate(gate) => Some(&gate.service.bind.netns),
+            Self::Free(free) => Some(&free.service.bind.netns),
+            Self::Restart(restart) => Some(&restart.bind.netns),
             Self::Doctor(doctor) => Some(&doctor.netns),
             Self::Demo(_) | Self::DemoGateway(_) | Self::CheckConfig(_) => None,
         }

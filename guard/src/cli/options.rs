@@ -40,9 +40,16 @@ impl NetnsOptions {
 /// The endpoints of the service.
 #[derive(Clone, Debug, Args)]
 pub(super) struct ServiceOptions {
-    /// TCP port of the service
-    #[arg(long, short, value_parser = parse_port)]
-    port: NonZeroU16,
+    /// TCP port of the service; repeat it for several
+    #[arg(long, short, value_parser = parse_port, required = true)]
+    port: Vec<NonZeroU16>,
+    #[command(flatten)]
+    pub(super) bind: BindOptions,
+}
+
+/// How the service binds its ports.
+#[derive(Clone, Debug, Args)]
+pub(super) struct BindOptions {
     /// Address the service binds; repeat it for several. Without it: [::] dual-stack, as Node.js
     /// listens by default, which meets every other address
     #[arg(long, short, value_name = "IP")]
@@ -57,36 +64,56 @@ pub(super) struct ServiceOptions {
     pub(super) netns: NetnsOptions,
 }
 
-fn parse_port(text: &str) -> Result<NonZeroU16, &'static str> {
+pub(super) fn parse_port(text: &str) -> Result<NonZeroU16, &'static str> {
     text.parse().map_err(|_| "a port is a number from 1 to 65535")
 }
 
 impl ServiceOptions {
     /// The bind specs, in the order given.
     pub(super) fn endpoints(&self) -> anyhow::Result<Vec<BindSpec>> {
-        let port = Port::new(self.port.get()).context("port 0 cannot be guarded")?;
-        let addresses =
-            if self.address.is_empty() { vec![Address::everywhere()] } else { self.address.clone() };
-        let mut endpoints: Vec<BindSpec> = Vec::new();
-        for address in addresses {
-            let spec = BindSpec {
-                address: address.ip,
-                scope: address.scope.index().map_err(|error| UsageError(error.to_string()))?,
-                port,
-                v6only: self.v6only && address.ip.is_ipv6(),
-                reuse_address: !self.strict_bind,
-                reuse_port: false,
-            };
-            if !endpoints.contains(&spec) {
-                endpoints.push(spec);
-            }
-        }
-        Ok(endpoints)
+        self.bind.endpoints(&self.port)
     }
 
     /// The service's name in reports.
     pub(super) fn name(&self) -> String {
-        format!("port-{}", self.port)
+        name_of_ports(&self.port)
+    }
+}
+
+/// The name in reports of a service that is known by its ports.
+pub(super) fn name_of_ports(ports: &[NonZeroU16]) -> String {
+    let ports: Vec<String> = ports.iter().map(NonZeroU16::to_string).collect();
+    format!("port-{}", ports.join("+"))
+}
+
+impl BindOptions {
+    /// Nothing was said about the addresses.
+    pub(super) const fn is_silent(&self) -> bool {
+        self.address.is_empty() && !self.v6only && !self.strict_bind
+    }
+
+    /// The bind specs of these ports, in the order given.
+    pub(super) fn endpoints(&self, ports: &[NonZeroU16]) -> anyhow::Result<Vec<BindSpec>> {
+        let addresses =
+            if self.address.is_empty() { vec![Address::everywhere()] } else { self.address.clone() };
+        let mut endpoints: Vec<BindSpec> = Vec::new();
+        for port in ports {
+            let port = Port::new(port.get()).context("port 0 cannot be guarded")?;
+            for address in &addresses {
+                let spec = BindSpec {
+                    address: address.ip,
+                    scope: address.scope.index().map_err(|error| UsageError(error.to_string()))?,
+                    port,
+                    v6only: self.v6only && address.ip.is_ipv6(),
+                    reuse_address: !self.strict_bind,
+                    reuse_port: false,
+                };
+                if !endpoints.contains(&spec) {
+                    endpoints.push(spec);
+                }
+            }
+        }
+        Ok(endpoints)
     }
 }
 
@@ -175,6 +202,11 @@ impl EndingOptions {
     /// What will be needed in the end is asked for before anything is done.
     fn check(&self) -> Result<(), asker::EvictError> {
         if self.evict { asker::may_evict() } else { Ok(()) }
+    }
+
+    /// The limit of the whole run, where one was given.
+    pub(super) const fn timeout(&self) -> Option<Duration> {
+        self.timeout
     }
 
     fn total(&self) -> Duration {

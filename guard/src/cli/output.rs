@@ -11,6 +11,8 @@ use crate::report::{Context, Human, Json, outcome_code};
 use crate::runtime::Tier;
 use crate::runtime::{Session, Sink, now};
 
+mod unit;
+
 /// Either kind of report.
 pub(super) enum Output {
     Human(Human<Box<dyn Write>>),

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::num::NonZeroU16;
 use std::os::unix::process::ExitStatusExt;
 
 use anyhow::Context as _;
@@ -13,40 +14,57 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::Exit;
 use super::free::rehearsed;
-use super::options::{self, EndingOptions, OutputOptions, RuleOptions, ServiceOptions, TierOptions};
+use super::options::{self, BindOptions, EndingOptions, OutputOptions, TierOptions};
 use super::output::Output;
+use super::restart_unit::UnitOptions;
+use super::rules::RuleOptions;
 use crate::report::Context;
 use crate::runtime::{Command, CommandError, Followed, Session, Tier, now, replace};
 
-/// Frees the port, runs a command and follows it until it listens.
+/// Frees the port, starts a command or a systemd unit and follows it until it listens.
 ///
-/// The report goes to standard error: standard output belongs to the command.
+/// `restart --port N -- CMD` runs CMD in the foreground. `restart UNIT` stops the unit by its own
+/// service manager first and starts it by it again; its ports are those it listens on, unless they
+/// are given. The report goes to standard error: standard output belongs to the command.
 #[derive(Debug, Args)]
 pub(super) struct Restart {
     #[command(flatten)]
-    pub(super) service: ServiceOptions,
+    pub(super) unit: UnitOptions,
+    /// TCP port of the service; repeat it for several
+    #[arg(long, short, value_parser = options::parse_port, required_unless_present = "restarted")]
+    pub(super) port: Vec<NonZeroU16>,
     #[command(flatten)]
-    output: OutputOptions,
+    pub(super) bind: BindOptions,
     #[command(flatten)]
-    tier: TierOptions,
+    pub(super) output: OutputOptions,
     #[command(flatten)]
-    ending: EndingOptions,
+    pub(super) tier: TierOptions,
+    #[command(flatten)]
+    pub(super) ending: EndingOptions,
     /// Become the command instead of running it as a child, so that a wrapper keeps its PID
-    #[arg(long)]
+    #[arg(long, conflicts_with = "restarted")]
     exec: bool,
     #[command(flatten)]
-    rules: RuleOptions,
+    pub(super) rules: RuleOptions,
     /// The command, after --
-    #[arg(last = true, required = true, value_name = "CMD")]
+    #[arg(
+        last = true,
+        required_unless_present = "restarted",
+        conflicts_with = "restarted",
+        value_name = "CMD"
+    )]
     command: Vec<OsString>,
 }
 
 impl Restart {
     pub(super) async fn run(self, verbose: bool) -> anyhow::Result<Exit> {
-        let endpoints = self.service.endpoints()?;
+        if let Some(name) = self.unit.name() {
+            return self.run_unit(&name, verbose).await;
+        }
+        let endpoints = self.bind.endpoints(&self.port)?;
         let mut session = self.tier.open(&endpoints).await?;
         let context = Context {
-            service: self.service.name(),
+            service: options::name_of_ports(&self.port),
             command: "restart",
             dry_run: self.ending.dry_run,
             drain: self.ending.drain,

@@ -8,6 +8,7 @@
 pub mod bind;
 pub mod bpf;
 pub mod btf;
+pub mod bus_socket;
 pub mod cgroup_id;
 pub mod exit_set;
 pub mod features;

@@ -41,6 +41,9 @@ use channel::{Channel, Ending};
 /// (`TCP_BOUND_INACTIVE`) and ignores the bit.
 const ALL_STATES: u32 = (1 << 14) - 2;
 
+/// `TCPF_LISTEN`
+const LISTEN: u32 = 1 << 10;
+
 /// How often a dump that the kernel reports as torn is asked for again: a dump
 /// is torn by an overrun receive buffer, which a second try seldom meets.
 const ATTEMPTS: u32 = 4;
@@ -151,12 +154,29 @@ impl SockDiag {
     ///
     /// See [`SockDiagError`].
     pub fn dump(&mut self, port: Port) -> Result<Vec<Socket>, SockDiagError> {
-        let mut sockets = self.dump_family(AF_INET, port)?;
-        sockets.append(&mut self.dump_family(AF_INET6, port)?);
+        let mut sockets = self.dump_family(AF_INET, Some(port), ALL_STATES)?;
+        sockets.append(&mut self.dump_family(AF_INET6, Some(port), ALL_STATES)?);
         Ok(sockets)
     }
 
-    fn dump_family(&mut self, family: u8, port: Port) -> Result<Vec<Socket>, SockDiagError> {
+    /// All TCP listeners of the namespace, on whatever port.
+    ///
+    /// # Errors
+    ///
+    /// See [`SockDiagError`].
+    pub fn listeners(&mut self) -> Result<Vec<Socket>, SockDiagError> {
+        let mut sockets = self.dump_family(AF_INET, None, LISTEN)?;
+        sockets.append(&mut self.dump_family(AF_INET6, None, LISTEN)?);
+        Ok(sockets)
+    }
+
+    /// `None` is any port: to the kernel, port 0 is no filter.
+    fn dump_family(
+        &mut self,
+        family: u8,
+        port: Option<Port>,
+        states: u32,
+    ) -> Result<Vec<Socket>, SockDiagError> {
         for _ in 0..ATTEMPTS {
             let mut sockets: Vec<Socket> = Vec::new();
             let mut places = BTreeMap::new();
@@ -165,14 +185,14 @@ impl SockDiag {
                 protocol: IPPROTO_TCP,
                 // INET_DIAG_SKV6ONLY and INET_DIAG_SHUTDOWN come unasked.
                 extensions: ExtensionFlags::empty(),
-                states: StateFlags::from_bits_retain(ALL_STATES),
+                states: StateFlags::from_bits_retain(states),
                 socket_id: id_of_port(family, port),
             });
             let ending = self.channel.exchange(request, NLM_F_DUMP, "a dump", |payload| {
                 // The kernel filters listeners and connections by
                 // `idiag_sport`, but not bound-only sockets.
                 if let Some(socket) = row::decode(payload)?
-                    && socket.port == port
+                    && port.is_none_or(|port| socket.port == port)
                 {
                     keep_latest(&mut sockets, &mut places, socket);
                 }
@@ -232,9 +252,9 @@ impl SockDiag {
     }
 }
 
-fn id_of_port(family: u8, port: Port) -> SocketId {
+fn id_of_port(family: u8, port: Option<Port>) -> SocketId {
     let base = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
-    SocketId { source_port: port.get(), ..base }
+    SocketId { source_port: port.map_or(0, Port::get), ..base }
 }
 
 /// A socket that moved during the walk shows twice: the later row is the truth.

@@ -3,6 +3,7 @@
 mod ebpf;
 mod exits;
 mod learned;
+mod listeners;
 mod look;
 mod losers;
 mod netlink;
@@ -10,6 +11,7 @@ mod owners;
 mod tier;
 
 pub use exits::ExitWatch;
+pub use listeners::listeners_of;
 pub use look::{LookError, Looker, Wanted, read_table};
 pub use netlink::NetlinkError;
 pub use owners::OwnerSource;

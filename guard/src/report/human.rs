@@ -7,6 +7,7 @@ use guard_core::gate::{Decision, Gate, Goal, Hint, JudgedHolder, Outcome};
 use guard_core::model::{BindOutcome, Instant, ProcessId, Signal, Verdict};
 use guard_core::policy::{Judgement, Reason};
 use guard_core::prospect::Expected;
+use guard_core::restart::Ahead;
 use guard_core::timeline::Entry;
 
 use super::words::{self, Context, span};
@@ -250,6 +251,29 @@ impl<W: Write> Human<W> {
             }
         }
         self.tier(tier, shortfall);
+    }
+}
+
+impl<W: Write> Human<W> {
+    /// Why nothing was done, after a look.
+    pub fn not_begun(&mut self, gate: &Gate, ahead: &Ahead) {
+        self.holders(gate.holders(), true);
+        match ahead {
+            Ahead::Clear => {}
+            Ahead::Refused(refused) => {
+                self.line(
+                    "refused: the port is held by a process that may not be ended; the unit was not stopped",
+                );
+                for (id, why) in refused {
+                    self.line(&format!("  pid {id} is {}", judgement(why)));
+                }
+            }
+            Ahead::NotPermitted(processes) => self.line(&format!(
+                "not permitted: this user may not signal {}; run as root or with CAP_KILL",
+                pids(processes.iter())
+            )),
+            Ahead::Unknown(reason) => self.line(&format!("unknown: {}", words::unknown(reason))),
+        }
     }
 }
 

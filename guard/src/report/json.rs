@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use guard_core::gate::{Decision, Gate, Hint, JudgedHolder, Outcome};
-use guard_core::model::{ExitStatus, Instant, ProcessId, Verdict};
+use guard_core::model::{ExitStatus, Instant, ProcessId, Unit, Verdict};
 use guard_core::policy::{Class, Judgement, Reason};
+use guard_core::restart::UnitDetails;
 use guard_core::timeline::Entry;
 use serde::Serialize;
 
 use self::lost_bind::{BindFailedBody, bind_failed};
 use self::sockets::{BindBody, HolderBody, SocketBody, bind, holder, socket_body};
+use super::unit::{self, UnitBody};
 use super::words::{self, Context};
 use crate::runtime::Tier;
 use crate::runtime::{Sink, wall_clock};
@@ -191,6 +193,8 @@ struct Detail {
     #[serde(skip_serializing_if = "Option::is_none")]
     socket: Option<SocketBody>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    unit: Option<Box<UnitBody>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
 }
 
@@ -200,6 +204,8 @@ pub struct Json<W> {
     context: Context,
     out: W,
     seq: u64,
+    /// `run_started` was told: a command may take several runs of the gate.
+    begun: bool,
     /// One line; kept for the next one.
     line: BytesMut,
 }
@@ -207,7 +213,7 @@ pub struct Json<W> {
 impl<W: Write> Json<W> {
     /// Events about `context` to `out`.
     pub fn new(context: Context, out: W) -> Self {
-        Self { context, out, seq: 0, line: BytesMut::new() }
+        Self { context, out, seq: 0, begun: false, line: BytesMut::new() }
     }
 
     /// The last words of a look: what was found, and what would be done.
@@ -219,6 +225,19 @@ impl<W: Write> Json<W> {
     /// A step that happened outside of the gate.
     pub fn step(&mut self, at: Instant, step: &'static str, pid: Option<u32>, detail: Option<String>) {
         self.write(at, Body::RunStep { step, detail: Detail { pid, detail, ..Detail::default() } });
+    }
+
+    /// A step that shows a unit.
+    pub fn unit(
+        &mut self,
+        at: Instant,
+        step: &'static str,
+        unit: &Unit,
+        details: &UnitDetails,
+        detail: String,
+    ) {
+        let (unit, detail) = (Some(Box::new(unit::body(unit, details))), Some(detail));
+        self.write(at, Body::RunStep { step, detail: Detail { unit, detail, ..Detail::default() } });
     }
 
     /// The end of the whole command.
@@ -258,6 +277,7 @@ impl<W: Write> Json<W> {
 impl<W: Write> Sink for Json<W> {
     fn entry(&mut self, gate: &Gate, tier: Tier, at: Instant, entry: &Entry) {
         let body = match entry {
+            Entry::Began if std::mem::replace(&mut self.begun, true) => return,
             Entry::Began => Body::RunStarted {
                 command: self.context.command,
                 dry_run: self.context.dry_run,

@@ -3,9 +3,11 @@
 mod human;
 mod json;
 mod picture;
+mod unit;
 mod words;
 
 pub use human::Human;
 pub use json::Json;
 pub use picture::timeline;
-pub use words::{Context, outcome_code, overall};
+pub use unit::unit_words;
+pub use words::{Context, outcome_code, overall, span};

@@ -300,7 +300,7 @@ pub(super) fn signal_failure(failure: &SignalFailure) -> (&'static str, &str) {
 }
 
 /// A span of time in the unit that suits it.
-pub(super) fn span(span: Duration) -> String {
+pub fn span(span: Duration) -> String {
     let micros = span.as_secs_f64() * 1e6;
     if micros < 1_000.0 {
         format!("{micros:.0} µs")

@@ -19,4 +19,5 @@ mod owners;
 mod refusals;
 mod restarts;
 mod roles;
+mod systemd;
 mod users;

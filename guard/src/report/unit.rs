@@ -1,0 +1,90 @@
+//! What a service manager says about a unit, in words and as a body.
+
+use std::time::Duration;
+
+use guard_core::model::{KillMode, Manager, Unit};
+use guard_core::restart::{MainExit, UnitDetails};
+use serde::Serialize;
+
+use super::words::span;
+
+/// The `unit` of a `run_step`, in systemd's own names.
+#[derive(Debug, Serialize)]
+pub(super) struct UnitBody {
+    name: String,
+    /// `system`, or the number of the user whose manager it is.
+    manager: String,
+    active_state: String,
+    sub_state: String,
+    main_pid: Option<u32>,
+    control_group: Option<String>,
+    kill_mode: &'static str,
+    timeout_stop_ms: Option<u64>,
+    send_sigkill: bool,
+    restart: String,
+    n_restarts: u32,
+    result: String,
+    /// How the last main process ended.
+    exec_main_code: Option<&'static str>,
+    exec_main_status: Option<i32>,
+}
+
+pub(super) fn body(unit: &Unit, details: &UnitDetails) -> UnitBody {
+    let (exec_main_code, exec_main_status) = match details.main_exit {
+        Some(MainExit::Code(code)) => (Some("exited"), Some(code)),
+        Some(MainExit::Signal(signal)) => (Some("killed"), Some(signal)),
+        None => (None, None),
+    };
+    UnitBody {
+        name: unit.name.to_string(),
+        manager: match unit.manager {
+            Manager::System => "system".to_owned(),
+            Manager::User(uid) => uid.to_string(),
+        },
+        active_state: unit.active_state.name().to_owned(),
+        sub_state: details.sub_state.clone(),
+        main_pid: unit.main_pid.map(|main| main.tgid.0),
+        control_group: unit.control_group.clone(),
+        kill_mode: kill_mode(unit.kill_mode),
+        timeout_stop_ms: unit.timeout_stop.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
+        send_sigkill: details.send_sigkill,
+        restart: unit.restart.clone(),
+        n_restarts: unit.n_restarts,
+        result: unit.result.clone(),
+        exec_main_code,
+        exec_main_status,
+    }
+}
+
+const fn kill_mode(mode: KillMode) -> &'static str {
+    match mode {
+        KillMode::ControlGroup => "control-group",
+        KillMode::Mixed => "mixed",
+        KillMode::Process => "process",
+        KillMode::None => "none",
+    }
+}
+
+/// One line about the unit: its state, and what its stop and its end lead to.
+pub fn unit_words(unit: &Unit, details: &UnitDetails) -> String {
+    let whose = match unit.manager {
+        Manager::System => String::new(),
+        Manager::User(uid) => format!(" of user {uid}"),
+    };
+    let main = unit.main_pid.map(|main| format!(", main pid {main}")).unwrap_or_default();
+    let result = if unit.result == "success" { String::new() } else { format!(", Result={}", unit.result) };
+    let exit = match details.main_exit {
+        Some(exit) if unit.main_pid.is_none() => format!(", its last main process {exit}"),
+        _ => String::new(),
+    };
+    let stop = unit.timeout_stop.map_or_else(|| "no limit".to_owned(), |limit: Duration| span(limit));
+    let restarts = if unit.n_restarts == 0 { String::new() } else { format!(", {} so far", unit.n_restarts) };
+    format!(
+        "{}{whose} is {} ({}){main}{result}{exit}; TimeoutStopSec={stop}, KillMode={}, Restart={}{restarts}",
+        unit.name,
+        unit.active_state.name(),
+        details.sub_state,
+        kill_mode(unit.kill_mode),
+        unit.restart,
+    )
+}

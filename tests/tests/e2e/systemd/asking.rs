@@ -1,0 +1,74 @@
+//! Who may ask, and from where.
+
+use guard_tests::systemd::{Manager, Service, USER};
+use guard_tests::{Portguard, World};
+
+use super::{GATEWAY, boot, once, restart, steps, user_service};
+
+once!(
+    from_inside_the_unit_it_is_refused,
+    the_user_restarts_an_own_unit,
+    root_restarts_a_unit_of_another_user,
+    a_dry_run_stops_nothing,
+);
+
+/// Failure mode 12: its own stop would end the one who asks.
+fn from_inside_the_unit_it_is_refused(world: &World) {
+    let Some(machine) = boot(world) else { return };
+    let port = world.port();
+    let asking = Portguard::bare(&["restart", "--json", "--port"]).arg(&port.to_string()).arg(GATEWAY);
+    let standin = world
+        .standin("")
+        .listen("127.0.0.1", port)
+        .then_run(asking.command_line().iter().map(String::as_str));
+    machine.start(&Service::new(GATEWAY, &standin));
+    let ended = machine.line(GATEWAY, "command_exited", 0);
+    assert_eq!(ended["code"], 4, "{ended}");
+    let said = ended["stderr"].as_str().expect("its report");
+    assert!(said.contains("runs inside gateway.service"), "{said}");
+    assert!(said.contains("systemd-run --collect portguard restart gateway.service"), "{said}");
+    assert!(machine.alive(machine.main_process(GATEWAY)));
+    assert_eq!(machine.said(GATEWAY, "term").len(), 0);
+    // The command that it names works.
+    let mut advice = machine.command(&["systemd-run", "--collect", "--wait", "--quiet"]);
+    advice.args(asking.command_line());
+    assert!(advice.status().expect("run systemd-run").success(), "{}", machine.status(GATEWAY));
+    machine.line(GATEWAY, "ready", 1);
+}
+
+fn the_user_restarts_an_own_unit(world: &World) {
+    let Some(machine) = boot(world) else { return };
+    let port = world.port();
+    machine.start_user_manager();
+    machine.install(Manager::User, &user_service(&machine, "own.service", port).with("Restart=always"));
+    machine.ask(Manager::User, &["start", "own.service"]);
+    machine.line("own.service", "ready", 0);
+    let portguard = Portguard::new("restart", world.tier).args(&["own.service", "--user"]).timeout("30s");
+    let finished = machine.portguard_of_user(portguard).run().expect(0);
+    assert!(steps(&finished, "unit_seen")[0].contains(&format!("of user {USER}")), "{finished}");
+    machine.line("own.service", "ready", 1);
+}
+
+fn root_restarts_a_unit_of_another_user(world: &World) {
+    let Some(machine) = boot(world) else { return };
+    let port = world.port();
+    machine.start_user_manager();
+    machine.install(Manager::User, &user_service(&machine, GATEWAY, port).with("KillMode=process"));
+    machine.ask(Manager::User, &["start", GATEWAY]);
+    machine.line(GATEWAY, "ready", 0);
+    let finished = restart(world, &machine).args(&["--user-of", &USER.to_string()]).run().expect(0);
+    assert!(steps(&finished, "unit_seen")[0].contains(&format!("of user {USER}")), "{finished}");
+    machine.line(GATEWAY, "ready", 1);
+    assert_eq!(machine.ask(Manager::User, &["show", "--value", "-p", "ActiveState", GATEWAY]), "active");
+}
+
+fn a_dry_run_stops_nothing(world: &World) {
+    let Some(machine) = boot(world) else { return };
+    let port = world.port();
+    machine.start(&Service::new(GATEWAY, &world.standin("").listen("127.0.0.1", port)));
+    machine.line(GATEWAY, "ready", 0);
+    let running = machine.main_process(GATEWAY);
+    let finished = restart(world, &machine).arg("--dry-run").run().expect(0);
+    assert!(machine.alive(running) && finished.signals().is_empty(), "{finished}");
+    assert!(steps(&finished, "unit_stopping").is_empty(), "{finished}");
+}
