@@ -1,7 +1,7 @@
 //! Curves: how a median grows with a size, and what that growth is called.
 
 use super::distribution::Distribution;
-use super::record::Record;
+use super::record::{Record, portguard_first};
 use super::table::{Cells, number};
 
 /// The curves of one measure, one per subject.
@@ -35,6 +35,9 @@ pub(crate) fn curves(record: &Record) -> Vec<Curves<'_>> {
         let points = &mut curves[place].1;
         points.push((at, seen.p50));
         points.sort_by(|one, other| one.0.total_cmp(&other.0));
+    }
+    for curves in &mut all {
+        curves.curves.sort_by_key(|(subject, _)| portguard_first(subject));
     }
     all
 }

@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// Install nothing: compare with what is there
     #[arg(long)]
     no_install: bool,
+    /// Build nothing: measure the `portguard` in this folder with the `bench` and `standin` beside it
+    #[arg(long, value_name = "FOLDER")]
+    built: Option<PathBuf>,
     /// Measure nothing: print the README's table of the last run
     #[arg(long)]
     readme: bool,
@@ -80,7 +83,10 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<()> {
     if !is_root() {
         bail!("the measurements need root: private namespaces, BPF, a thread that nobody interrupts");
     }
-    let programs = programs(workspace)?;
+    let programs = match &args.built {
+        Some(folder) => Programs::in_folder(folder)?,
+        None => Programs::build(workspace)?,
+    };
     if !args.no_install {
         peers::ensure(workspace)?;
     }
@@ -113,13 +119,26 @@ struct Programs {
     bench: PathBuf,
 }
 
-fn programs(workspace: &Workspace) -> Result<Programs> {
-    build::prepare_object(workspace, Profile::Release, false)?;
-    let portguard = build::portguard(workspace, Profile::Release, Embed::Object)?;
-    let mut cargo = workspace.cargo_command();
-    cargo.args(["build", "--release", "--package", "guard-tests", "--bins"]).args(workspace.locked());
-    let bench = cargo_json::build(&mut cargo)?.binary("bench")?.to_path_buf();
-    Ok(Programs { portguard, bench })
+impl Programs {
+    fn build(workspace: &Workspace) -> Result<Self> {
+        build::prepare_object(workspace, Profile::Release, false)?;
+        let portguard = build::portguard(workspace, Profile::Release, Embed::Object)?;
+        let mut cargo = workspace.cargo_command();
+        cargo.args(["build", "--release", "--package", "guard-tests", "--bins"]).args(workspace.locked());
+        let bench = cargo_json::build(&mut cargo)?.binary("bench")?.to_path_buf();
+        Ok(Self { portguard, bench })
+    }
+
+    fn in_folder(folder: &Path) -> Result<Self> {
+        let folder = std::path::absolute(folder).with_context(|| format!("finding {}", folder.display()))?;
+        let [portguard, bench, standin] = ["portguard", "bench", "standin"].map(|name| folder.join(name));
+        for program in [&portguard, &bench, &standin] {
+            if !program.is_file() {
+                bail!("no {}: build it, or leave --built out", program.display());
+            }
+        }
+        Ok(Self { portguard, bench })
+    }
 }
 
 fn measure(workspace: &Workspace, programs: &Programs, args: &Args, section: &str) -> Result<Record> {

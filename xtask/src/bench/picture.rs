@@ -8,7 +8,7 @@ use plotters::chart::SeriesLabelPosition;
 use plotters::prelude::*;
 
 use super::growth::{self, Curves};
-use super::record::{Record, Row};
+use super::record::{Record, Row, portguard_first};
 use super::table::number;
 use super::timeline;
 
@@ -48,7 +48,7 @@ pub(crate) fn draw(record: &Record, folder: &Path) -> Result<Vec<PathBuf>> {
             files.push(file);
         }
         for measure in record.distinct(|row| &row.measure) {
-            let rows: Vec<&Row> = record
+            let mut rows: Vec<&Row> = record
                 .rows
                 .iter()
                 .filter(|row| {
@@ -58,6 +58,7 @@ pub(crate) fn draw(record: &Record, folder: &Path) -> Result<Vec<PathBuf>> {
             if rows.is_empty() {
                 continue;
             }
+            rows.sort_by_key(|row| portguard_first(&row.subject));
             let file = folder.join(file_name(&[&record.section, scenario, measure]));
             cumulative(&file, &format!("{scenario}: {measure}"), &rows)?;
             files.push(file);

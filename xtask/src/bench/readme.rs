@@ -71,11 +71,14 @@ pub(crate) fn markdown(all: &[Kept]) -> String {
             machine = &kept.machine;
             text.push_str(&format!("Measured {machine}.\n\n"));
         }
-        if let Some(why) = &kept.disturbed {
-            text.push_str(&format!("**Not for publication: {why}.**\n\n"));
-        }
-        if kept.quick {
-            text.push_str("(From a quick run: few samples.)\n\n");
+        let warnings = [
+            kept.disturbed.as_ref().map(|why| format!("**Not for publication: {why}.**\n\n")),
+            kept.quick.then(|| "(From a quick run: few samples.)\n\n".to_owned()),
+        ];
+        for warning in warnings.into_iter().flatten() {
+            if !text.contains(&warning) {
+                text.push_str(&warning);
+            }
         }
         let section = kept.record.section.as_str();
         let chosen =

@@ -2,7 +2,7 @@
 
 use super::distribution::Distribution;
 use super::growth;
-use super::record::{Record, Row};
+use super::record::{Record, Row, portguard_first};
 
 /// Rows of cells; the first row is the heading.
 pub(crate) type Cells = Vec<Vec<String>>;
@@ -31,6 +31,7 @@ pub(crate) fn tables(record: &Record) -> Vec<(String, Cells)> {
             if index == 0 {
                 subjects.extend(&only_shares);
             }
+            subjects.sort_by_key(|subject| portguard_first(subject));
             let shares = if index == 0 { shares(record, scenario, &subjects) } else { Vec::new() };
             let cells = cells(record, scenario, measure, unit, &subjects, &shares);
             tables.push((format!("{scenario}: {measure}"), cells));
@@ -174,8 +175,8 @@ mod tests {
             samples: samples.to_vec(),
         };
         record.rows = vec![
-            row("gate", "delay", "ns", &[5_000.0, 15_000.0]),
-            row("gate", "free too early", "yes", &[0.0, 0.0]),
+            row("portguard gate", "delay", "ns", &[5_000.0, 15_000.0]),
+            row("portguard gate", "free too early", "yes", &[0.0, 0.0]),
             row("peer", "delay", "ns", &[-2e9]),
             row("peer", "free too early", "yes", &[1.0]),
             row("broken", "failed", "yes", &[1.0]),
@@ -190,9 +191,12 @@ mod tests {
         let (title, cells) = &tables[0];
         assert_eq!(title, "idle: delay");
         assert_eq!(cells[0], ["", "n", "min", "p50", "p90", "p99", "max", "free too early", "failed"]);
-        assert_eq!(cells[1], ["gate", "2", "5.00 µs", "5.00 µs", "–", "–", "15.0 µs", "0 of 2", ""]);
-        assert_eq!(cells[2], ["peer", "1", "-2.00 s", "-2.00 s", "–", "–", "-2.00 s", "1 of 1", ""]);
-        assert_eq!(cells[3], ["broken", "0", "–", "–", "–", "–", "–", "", "1 of 1"]);
+        assert_eq!(
+            cells[1],
+            ["portguard gate", "2", "5.00 µs", "5.00 µs", "–", "–", "15.0 µs", "0 of 2", ""]
+        );
+        assert_eq!(cells[3], ["peer", "1", "-2.00 s", "-2.00 s", "–", "–", "-2.00 s", "1 of 1", ""]);
+        assert_eq!(cells[2], ["broken", "0", "–", "–", "–", "–", "–", "", "1 of 1"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use plotters::prelude::*;
 
 use super::distribution::Distribution;
 use super::picture::drawing;
-use super::record::Record;
+use super::record::{Record, portguard_first};
 
 /// While the old listener holds the port.
 const HELD: RGBColor = RGBColor(190, 190, 190);
@@ -34,11 +34,12 @@ struct Span {
 ///
 /// When the file cannot be written.
 pub(crate) fn draw(record: &Record, kind: &str, file: &Path) -> Result<bool> {
-    let spans: Vec<(&str, Span)> = record
+    let mut spans: Vec<(&str, Span)> = record
         .distinct(|row| &row.subject)
         .into_iter()
         .filter_map(|subject| Some((subject, span(record, kind, subject)?)))
         .collect();
+    spans.sort_by_key(|(subject, _)| portguard_first(subject));
     if spans.is_empty() {
         return Ok(false);
     }
