@@ -1,6 +1,6 @@
 //! On what it was measured: without that, a number means nothing.
 
-use std::{fs, process::Command};
+use std::{fs, process::Command, thread, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -17,6 +17,8 @@ pub(crate) struct Machine {
     memory_mib: u64,
     hypervisor: bool,
     load_average: f64,
+    /// Which share of all processors somebody used in the second before.
+    busy: f64,
     commit: String,
 }
 
@@ -46,6 +48,7 @@ impl Machine {
             memory_mib: memory_mib().unwrap_or_default(),
             hypervisor: field("flags").is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
             load_average: load_average().unwrap_or_default(),
+            busy: busy(Duration::from_secs(1)).unwrap_or(1.0),
             commit: git.unwrap_or_else(unknown),
         }
     }
@@ -66,10 +69,11 @@ impl Machine {
 
     /// Why these numbers should not be published, if so.
     pub(crate) fn disturbed(&self) -> Option<String> {
-        (self.load_average > 0.5).then(|| {
+        // Not the load average: that still remembers the build just before.
+        (self.busy > CALM).then(|| {
             format!(
-                "the machine was not idle when this began (load average {} on {} processors): do not publish it",
-                self.load_average, self.processors
+                "the machine was not idle when this began ({:.0} % of its processors were in use): do not publish it",
+                self.busy * 100.0
             )
         })
     }
@@ -84,6 +88,7 @@ impl Machine {
             "memory_mib": self.memory_mib,
             "hypervisor": self.hypervisor,
             "load_average": self.load_average,
+            "busy": self.busy,
             "commit": self.commit,
             "line": self.line(),
             "disturbed": self.disturbed(),
@@ -97,7 +102,39 @@ fn memory_mib() -> Option<u64> {
     line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kilobytes| kilobytes / 1024)
 }
 
+/// An idle machine uses less of its processors than this.
+const CALM: f64 = 0.1;
+
+/// Which share of all processors is in use during a span; `None` when the kernel does not say.
+fn busy(span: Duration) -> Option<f64> {
+    let before = processor_time(&fs::read_to_string("/proc/stat").ok()?)?;
+    thread::sleep(span);
+    let after = processor_time(&fs::read_to_string("/proc/stat").ok()?)?;
+    let all = (after.0 - before.0).max(1.0);
+    Some(1.0 - (after.1 - before.1) / all)
+}
+
+/// All ticks, and the idle ones with those that waited for a disk.
+fn processor_time(stat: &str) -> Option<(f64, f64)> {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let ticks: Vec<f64> = line.split_whitespace().map_while(|tick| tick.parse().ok()).collect();
+    // user nice system idle iowait irq softirq steal; what guests use is in user and nice already.
+    Some((ticks.iter().take(8).sum(), ticks.get(3)? + ticks.get(4)?))
+}
+
 /// Over the last minute.
 fn load_average() -> Option<f64> {
     fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_time_is_read_without_counting_guests_twice() {
+        let stat = "cpu  10 1 5 80 4 0 0 0 10 1\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
+        assert_eq!(processor_time(stat), Some((100.0, 84.0)));
+        assert_eq!(processor_time("intr 1"), None);
+    }
 }
