@@ -104,11 +104,13 @@ pub enum Entry {
 }
 
 impl Entry {
-    /// What the run did or came to, as against what it saw.
+    /// What the run did or came to, as against what it saw; and how far it could not see.
     const fn is_step(&self) -> bool {
         matches!(
             self,
-            Self::Signalled { .. }
+            Self::EventsLost(_)
+                | Self::TierChanged(_)
+                | Self::Signalled { .. }
                 | Self::SignalFailed { .. }
                 | Self::Evicted(_)
                 | Self::EvictionFailed { .. }
@@ -133,8 +135,9 @@ impl Timeline {
         Self { began, entries: vec![(began, Entry::Began)], left_out: 0 }
     }
 
-    /// Adds an entry. Past [`MOST_ENTRIES`] only the run's own steps are kept,
-    /// of which there are a few for each process that it ends.
+    /// Adds an entry. Past [`MOST_ENTRIES`] only the run's own steps are kept, of
+    /// which there are a few for each process that it ends, and losses, of which
+    /// there are two for each look at most.
     pub fn record(&mut self, at: Instant, entry: Entry) {
         if self.entries.len() < MOST_ENTRIES || entry.is_step() {
             self.entries.push((at, entry));

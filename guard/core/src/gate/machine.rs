@@ -76,6 +76,8 @@ pub struct Gate {
     doubted: Instant,
     /// A snapshot must be younger than this before the gate opens.
     look_after: Option<Instant>,
+    /// Events that were lost and are not on the record yet.
+    lost: u64,
     /// For a strict bind: when the last table was read.
     last_table: Option<Instant>,
     /// Since when, beyond doubt, every table showed nobody who is in the way
@@ -129,6 +131,7 @@ impl Gate {
             probe: None,
             doubted: now,
             look_after: None,
+            lost: 0,
             last_table: None,
             clear_since: None,
             released: None,
@@ -190,13 +193,7 @@ impl Gate {
             }
             Fact::Hinted { hint, at } => self.take_hint(hint, at, now),
             Fact::BindFailed { bind, at } => self.bind_failed(bind, at),
-            Fact::EventsLost { count } => {
-                self.timeline.record(now, Entry::EventsLost(count));
-                self.doubted = self.doubted.max(now);
-                self.look_after = Some(now);
-                self.want.snapshot = true;
-                self.hasten(now);
-            }
+            Fact::EventsLost { count } => self.events_lost(count, now),
             Fact::OwnerGone { process, status } => self.owner_gone(process, status, now),
             Fact::SignalDelivered { process, signal } => self.signal_delivered(process, signal, now),
             Fact::SignalFailed { process, signal, failure } => {
@@ -452,9 +449,7 @@ impl Gate {
         self.lingers_on = assessment.lingers_on(&self.plan, self.probe.as_ref());
         self.expiry_at = assessment.last_expiry(&self.plan).filter(|&at| at > now);
         self.count_round(&assessment.newcomers());
-        if self.look_after.is_some_and(|after| begun >= after) {
-            self.look_after = None;
-        }
+        self.looked_after_loss(begun, now);
         if self.is_strict() {
             let clear = !assessment.holders.iter().any(|holder| holder.holder.certain);
             self.note_table(clear, begun);
@@ -562,6 +557,7 @@ impl Gate {
     fn end(&mut self, outcome: Outcome, now: Instant) {
         debug!(?outcome, "ended");
         self.explain_failed_binds();
+        self.record_losses(now);
         self.timeline.record(now, Entry::Ended(outcome.clone()));
         self.queue.clear();
         self.outcome = Some(outcome);

@@ -49,6 +49,39 @@ impl Gate {
         }
     }
 
+    /// Whatever was learned before may be outdated: the proof has to be younger, and
+    /// a look has to come first.
+    ///
+    /// Where events are lost all the time, each look is outdated before its answer
+    /// comes. It is enough that it began after the first of the losses: otherwise such
+    /// a gate would never open, and its proof is younger than the last of them anyway.
+    pub(super) fn events_lost(&mut self, count: u64, now: Instant) {
+        self.lost = self.lost.saturating_add(count);
+        self.doubted = self.doubted.max(now);
+        if self.look_after.is_none() {
+            self.record_losses(now);
+            self.look_after = Some(now);
+            self.want.snapshot = true;
+        }
+        self.hasten(now);
+    }
+
+    /// A look that began at `begun` has been taken in.
+    pub(super) fn looked_after_loss(&mut self, begun: Instant, now: Instant) {
+        if self.look_after.is_some_and(|after| begun >= after) {
+            self.look_after = None;
+            self.record_losses(now);
+        }
+    }
+
+    /// Once before a look and once after it, however many there were: a flood of
+    /// losses must not become a flood of lines.
+    pub(super) fn record_losses(&mut self, now: Instant) {
+        if self.lost > 0 {
+            self.timeline.record(now, Entry::EventsLost(std::mem::take(&mut self.lost)));
+        }
+    }
+
     pub(super) fn owner_gone(&mut self, process: ProcessId, status: Option<ExitStatus>, now: Instant) {
         let status = status.or_else(|| self.exit_statuses.remove(&process));
         self.timeline.record(now, Entry::Gone { process, status });

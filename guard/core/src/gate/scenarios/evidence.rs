@@ -119,6 +119,35 @@ fn a_slow_delivery_does_not_shorten_the_drain_budget() {
     assert!(kill.asked.since(term.delivered.expect("delivered")) >= ms(100));
 }
 
+/// Where a small buffer overruns all the time, every look is outdated before its answer comes.
+#[test]
+fn losses_without_end_do_not_keep_a_free_port_shut() {
+    let mut gate = Gate::new(plan(here()), BEGIN);
+    let bindable =
+        |begun: u64| Fact::Probed { outcomes: vec![BindOutcome::Bindable], begun: BEGIN + us(begun) };
+    actions(&mut gate);
+    gate.observe(in_use(0), BEGIN + us(1));
+    actions(&mut gate);
+    for at in [10, 20, 30] {
+        gate.observe(Fact::EventsLost { count: at }, BEGIN + us(at));
+        actions(&mut gate);
+        gate.observe(bindable(at + 1), BEGIN + us(at + 2));
+        assert_eq!(gate.outcome(), None, "a look comes first");
+    }
+    let empty =
+        Snapshot { begun: BEGIN + us(13), ended: BEGIN + us(40), sockets: Vec::new(), processes: [].into() };
+    gate.observe(Fact::SnapshotTaken(empty), BEGIN + us(40));
+    // The last probe is younger than the last loss.
+    assert!(matches!(gate.outcome(), Some(Outcome::Opened(_))), "{:?}", gate.outcome());
+    let losses: Vec<u64> = gate
+        .timeline()
+        .entries()
+        .iter()
+        .filter_map(|(_, entry)| if let Entry::EventsLost(count) = entry { Some(*count) } else { None })
+        .collect();
+    assert_eq!(losses, [10, 50], "all are told, and not one by one");
+}
+
 #[test]
 fn a_flood_of_events_does_not_push_the_end_of_an_owner_out_of_the_timeline() {
     let mut timeline = Timeline::new(BEGIN);
@@ -128,10 +157,12 @@ fn a_flood_of_events_does_not_push_the_end_of_an_owner_out_of_the_timeline() {
     }
     let owner = ProcessId { tgid: Tgid(7), start: StartTime(7) };
     timeline.record(BEGIN, Entry::Unkillable { process: owner, wait_channel: None });
-    timeline.record(BEGIN, Entry::EventsLost(1));
+    timeline.record(BEGIN, Entry::LookFailed("left out".to_owned()));
     assert_eq!(
         timeline.entries().last(),
         Some(&(BEGIN, Entry::Unkillable { process: owner, wait_channel: None }))
     );
+    timeline.record(BEGIN, Entry::EventsLost(3));
+    assert_eq!(timeline.entries().last(), Some(&(BEGIN, Entry::EventsLost(3))), "losses are always shown");
     assert!(timeline.left_out() > 0);
 }
