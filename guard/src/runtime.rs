@@ -5,6 +5,8 @@ pub mod asker;
 pub mod netns;
 mod restart;
 pub mod spelling;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -28,7 +30,7 @@ pub use crate::act::{Command, CommandError, probe, replace};
 use crate::kernel::pidfd::PidFdError;
 use crate::kernel::procfs;
 use crate::observe::{ExitWatch, LookError, Looker, Observer, Wanted, read_table};
-pub use crate::observe::{Tier, TierChoice, TierError, listeners_of};
+pub use crate::observe::{Tier, TierChoice, TierError, Tuning, listeners_of};
 
 /// Why a run could not be started or carried on.
 #[derive(Debug, thiserror::Error)]
@@ -143,13 +145,13 @@ impl Session {
     pub fn open(
         choice: TierChoice,
         endpoints: &[BindSpec],
-        poll_interval: Duration,
+        tuning: impl Into<Tuning>,
     ) -> Result<Self, RuntimeError> {
         let mut ports: Vec<Port> = endpoints.iter().map(|spec| spec.port).collect();
         ports.sort_unstable();
         ports.dedup();
         let connections = endpoints.iter().any(|spec| !spec.reuse_address);
-        let (observer, owners) = Observer::start(choice, &ports, connections, poll_interval)?;
+        let (observer, owners) = Observer::start(choice, &ports, connections, tuning.into())?;
         Ok(Self {
             observer,
             looker: Looker::start(ports.clone(), owners, now)?,

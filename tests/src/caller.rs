@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid};
@@ -26,14 +27,31 @@ pub const CAP_SYS_PTRACE: i32 = 19;
 /// An argument of `mount()` that is left out.
 const NOTHING: Option<&str> = None;
 
+/// `CAP_SYS_ADMIN`, from `include/uapi/linux/capability.h`.
+pub const CAP_SYS_ADMIN: i32 = 21;
+
+/// `CAP_BPF`, from `include/uapi/linux/capability.h`.
+pub const CAP_BPF: i32 = 39;
+
 /// Rights for a child process.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
     uid: Option<u32>,
-    dropped: Option<i32>,
-    init_emptied: bool,
+    dropped: Vec<i32>,
+    hidden: Vec<&'static str>,
+    hidepid: bool,
+    forbidden: Option<Forbidden>,
     elsewhere: bool,
     copies: Arc<Mutex<Vec<tempfile::TempDir>>>,
+}
+
+/// What a seccomp filter refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forbidden {
+    /// `bpf()`, with `EPERM`.
+    Bpf,
+    /// `socket(AF_NETLINK, …)`, with `EPERM`.
+    Netlink,
 }
 
 impl Caller {
@@ -44,7 +62,7 @@ impl Caller {
 
     /// Root without one capability.
     pub fn root_without(capability: i32) -> Self {
-        Self { dropped: Some(capability), ..Self::default() }
+        Self::default().without(&[capability])
     }
 
     /// Root in a mount namespace of its own, in which PID 1 shows no descriptors.
@@ -52,12 +70,40 @@ impl Caller {
     /// A kernel may refuse even root a look at PID 1's descriptors. Then nobody can say that
     /// no process at all has a descriptor for a socket.
     pub fn init_emptied() -> Self {
-        Self { init_emptied: true, ..Self::default() }
+        Self::default().hiding(&["/proc/1/fd", "/proc/1/task"])
     }
 
     /// Root in a network namespace of its own, where nothing is and even `lo` is down.
     pub fn elsewhere() -> Self {
         Self { elsewhere: true, ..Self::default() }
+    }
+
+    /// Without these capabilities, too.
+    #[must_use]
+    pub fn without(mut self, capabilities: &[i32]) -> Self {
+        self.dropped.extend(capabilities);
+        self
+    }
+
+    /// With an empty folder in the place of each of these that exists, in a mount namespace of its own.
+    #[must_use]
+    pub fn hiding(mut self, folders: &[&'static str]) -> Self {
+        self.hidden.extend(folders);
+        self
+    }
+
+    /// With a `/proc` that hides other users' processes, in a mount namespace of its own.
+    #[must_use]
+    pub fn hidepid(mut self) -> Self {
+        self.hidepid = true;
+        self
+    }
+
+    /// Where a seccomp filter refuses this.
+    #[must_use]
+    pub fn forbidding(mut self, what: Forbidden) -> Self {
+        self.forbidden = Some(what);
+        self
     }
 
     /// Whether it is the superuser, with whatever capabilities.
@@ -67,7 +113,7 @@ impl Caller {
 
     /// Makes `command` run with these rights.
     pub fn apply(&self, command: &mut Command) {
-        let Self { uid, dropped, init_emptied, elsewhere, .. } = *self;
+        let Self { uid, dropped, hidden, hidepid, forbidden, elsewhere, copies: _ } = self.clone();
         if uid.is_some() {
             // The working directory may be closed to that user.
             command.current_dir("/");
@@ -78,20 +124,29 @@ impl Caller {
                 if elsewhere {
                     unshare(CloneFlags::CLONE_NEWNET)?;
                 }
-                if init_emptied {
+                if hidepid || !hidden.is_empty() {
                     unshare(CloneFlags::CLONE_NEWNS)?;
                     mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)?;
-                    for folder in ["/proc/1/fd", "/proc/1/task"] {
-                        mount(NOTHING, folder, Some("tmpfs"), MsFlags::empty(), NOTHING)?;
+                }
+                if hidepid {
+                    mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), Some("hidepid=2"))?;
+                }
+                for &folder in &hidden {
+                    match mount(NOTHING, folder, Some("tmpfs"), MsFlags::empty(), NOTHING) {
+                        Ok(()) | Err(Errno::ENOENT) => {}
+                        Err(errno) => return Err(errno.into()),
                     }
                 }
-                if let Some(capability) = dropped {
-                    Errno::result(nix::libc::prctl(nix::libc::PR_CAPBSET_DROP, capability, 0, 0, 0))?;
+                for &capability in &dropped {
+                    Errno::result(libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0))?;
                 }
                 if let Some(uid) = uid {
                     nix::unistd::setgroups(&[])?;
                     nix::unistd::setgid(Gid::from_raw(uid))?;
                     nix::unistd::setuid(Uid::from_raw(uid))?;
+                }
+                if let Some(what) = forbidden {
+                    forbid(what)?;
                 }
                 Ok(())
             });
@@ -123,4 +178,39 @@ impl Caller {
         copies.push(folder);
         copy
     }
+}
+
+/// Installs the seccomp filter for the rest of the calling thread's life.
+fn forbid(what: Forbidden) -> std::io::Result<()> {
+    // Offsets in `struct seccomp_data`; the low half of an argument comes first.
+    const NUMBER: u32 = 0;
+    const FIRST_ARGUMENT: u32 = if cfg!(target_endian = "little") { 16 } else { 20 };
+    const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
+    const UNLESS_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+    const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+    const REFUSE: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    let step = |code, k| libc::sock_filter { code, jt: 0, jf: 0, k };
+    let unless = |k, skipped| libc::sock_filter { code: UNLESS_EQUAL, jt: 0, jf: skipped, k };
+    let netlink = [
+        step(LOAD, NUMBER),
+        unless(libc::SYS_socket as u32, 3),
+        step(LOAD, FIRST_ARGUMENT),
+        unless(libc::AF_NETLINK as u32, 1),
+        step(RETURN, REFUSE),
+        step(RETURN, ALLOW),
+    ];
+    let bpf =
+        [step(LOAD, NUMBER), unless(libc::SYS_bpf as u32, 1), step(RETURN, REFUSE), step(RETURN, ALLOW)];
+    let filter: &[libc::sock_filter] = match what {
+        Forbidden::Bpf => &bpf,
+        Forbidden::Netlink => &netlink,
+    };
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+    // SAFETY: the kernel copies the program, which lives across the calls.
+    unsafe {
+        Errno::result(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+        Errno::result(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program))?;
+    }
+    Ok(())
 }

@@ -72,6 +72,26 @@ impl Event {
         self.kind() == "run_step" && text(&self.0, "step") == step
     }
 
+    /// Whether it is a `run_step` that adds this note.
+    pub fn is_note(&self, code: &str) -> bool {
+        self.is_step("note") && text(&self.0, "code") == code
+    }
+
+    /// `details` of a note.
+    pub fn details(&self) -> Vec<&str> {
+        self.0["details"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+    }
+
+    /// `commands` of a note.
+    pub fn commands(&self) -> Vec<&str> {
+        self.0["commands"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+    }
+
+    /// `count` of an `events_lost`.
+    pub fn count(&self) -> u64 {
+        number(&self.0, "count")
+    }
+
     /// `seq`
     pub fn seq(&self) -> u64 {
         number(&self.0, "seq")

@@ -310,6 +310,11 @@ impl Finished {
         self.events.iter().filter(|event| event.kind() == kind).collect()
     }
 
+    /// The notes of this kind.
+    pub fn notes(&self, code: &str) -> Vec<&Event> {
+        self.events.iter().filter(|event| event.is_note(code)).collect()
+    }
+
     /// Every signal sent, in order.
     pub fn signals(&self) -> Vec<(Proc, &str)> {
         self.of("signal_sent").into_iter().map(|event| (event.process(), event.signal())).collect()

@@ -12,8 +12,8 @@ use guard_core::policy::{Pattern, Rules};
 use super::exit::UsageError;
 pub(super) use super::rules::RuleOptions;
 pub(super) use crate::runtime::spelling::parse_duration;
-use crate::runtime::spelling::{Address, Place, parse_interval};
-use crate::runtime::{Session, Tier, TierChoice, asker, netns};
+use crate::runtime::spelling::{Address, Place, parse_buffer, parse_interval};
+use crate::runtime::{Session, Tier, TierChoice, Tuning, asker, netns};
 
 /// Which network namespace is guarded.
 #[derive(Clone, Debug, Args)]
@@ -129,6 +129,10 @@ pub(super) struct TierOptions {
     /// Time between two bind probes in the poll tier
     #[arg(long, value_name = "TIME", default_value = "5ms", value_parser = parse_interval)]
     poll_interval: Duration,
+    /// Kernel memory for events that are not read yet, such as 64K or 4M, in the ebpf and netlink
+    /// tiers. For very busy ports: what does not fit is lost, shown, and leads to a fresh look
+    #[arg(long, value_name = "SIZE", value_parser = parse_buffer)]
+    event_buffer: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -158,7 +162,8 @@ impl TierOptions {
             TierName::Netlink => TierChoice::Only(Tier::Netlink),
             TierName::Poll => TierChoice::Only(Tier::Poll),
         };
-        let mut session = Session::open(choice, endpoints, self.poll_interval)?;
+        let tuning = Tuning { poll_interval: self.poll_interval, event_buffer: self.event_buffer };
+        let mut session = Session::open(choice, endpoints, tuning)?;
         match self.require_tier {
             Some(RequiredTier::Ebpf) => session.require(Tier::Ebpf).await?,
             Some(RequiredTier::Netlink) => session.require(Tier::Netlink).await?,

@@ -6,9 +6,11 @@ mod learned;
 mod listeners;
 mod look;
 mod losers;
+mod losses;
 mod netlink;
 mod owners;
 mod tier;
+mod tuning;
 
 pub use exits::ExitWatch;
 pub use listeners::listeners_of;
@@ -16,3 +18,4 @@ pub use look::{LookError, Looker, Wanted, read_table};
 pub use netlink::NetlinkError;
 pub use owners::OwnerSource;
 pub use tier::{Observer, Tier, TierChoice, TierError};
+pub use tuning::Tuning;

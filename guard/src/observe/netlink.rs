@@ -47,9 +47,10 @@ pub enum NetlinkError {
 
 impl NetlinkSource {
     /// Needs a running tokio reactor. `connections` asks for the end of
-    /// connections too.
-    pub(super) fn new(ports: &[Port], connections: bool) -> Result<Self, NetlinkError> {
-        let destroyed = DestroyedFd(DestroyedSockets::subscribe(ports, None)?);
+    /// connections too, `buffer` for that many bytes of receive buffer.
+    pub(super) fn new(ports: &[Port], connections: bool, buffer: Option<u32>) -> Result<Self, NetlinkError> {
+        let bytes = buffer.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        let destroyed = DestroyedFd(DestroyedSockets::subscribe(ports, bytes)?);
         // SAFETY: the subscription owns its descriptor, keeps it for its whole life and always names the same one.
         let destroyed = unsafe { AsyncFd::register_with_interest(destroyed, Interest::READABLE) }
             .map_err(io::Error::from)?;

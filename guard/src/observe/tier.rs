@@ -10,8 +10,10 @@ use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use super::ebpf::EbpfSource;
+use super::losses::Losses;
 use super::netlink::{NetlinkError, NetlinkSource};
 use super::owners::{HandOver, OwnerSource};
+use super::tuning::Tuning;
 use crate::kernel::bpf::{Bpf, BpfError, BpfOptions, FailedBinds, OwnerLookup, Watch};
 use crate::kernel::netns::{self, NetnsError};
 use crate::kernel::sock_diag::SockDiagError;
@@ -114,7 +116,8 @@ type Loading = oneshot::Receiver<Result<Bpf, TierError>>;
 pub struct Observer {
     ports: Vec<Port>,
     connections: bool,
-    poll_interval: Duration,
+    tuning: Tuning,
+    losses: Losses,
     source: Source,
     loading: Option<Loading>,
     may_upgrade: bool,
@@ -123,6 +126,9 @@ pub struct Observer {
     ready: VecDeque<Fact>,
     /// Why the tier is not a better one.
     shortfall: Option<Shortfall>,
+    /// How many sources fail, one after the other, as soon as facts are waited for.
+    #[cfg(test)]
+    pub(crate) breaks: u32,
 }
 
 /// Why a better tier cannot be had.
@@ -154,13 +160,14 @@ impl Observer {
         choice: TierChoice,
         ports: &[Port],
         connections: bool,
-        poll_interval: Duration,
+        tuning: Tuning,
     ) -> Result<(Self, OwnerSource), TierError> {
         let (lookups, source) = OwnerSource::new();
         let mut observer = Self {
             ports: ports.to_vec(),
             connections,
-            poll_interval,
+            tuning,
+            losses: Losses::default(),
             source: Source::Poll,
             loading: None,
             may_upgrade: choice == TierChoice::Auto,
@@ -168,11 +175,16 @@ impl Observer {
             lookups,
             ready: VecDeque::new(),
             shortfall: None,
+            #[cfg(test)]
+            breaks: 0,
         };
         match choice {
             TierChoice::Only(Tier::Ebpf) => {
-                observer.source =
-                    Source::Ebpf(Box::new(EbpfSource::new(load(&observer.watches()?, &observer.lookups)?)?));
+                observer.source = Source::Ebpf(Box::new(EbpfSource::new(load(
+                    &observer.watches()?,
+                    &observer.lookups,
+                    tuning,
+                )?)?));
             }
             TierChoice::Only(Tier::Netlink) => observer.source = Source::Netlink(observer.netlink()?),
             TierChoice::Only(Tier::Poll) => {}
@@ -185,7 +197,7 @@ impl Observer {
     }
 
     fn netlink(&self) -> Result<NetlinkSource, NetlinkError> {
-        NetlinkSource::new(&self.ports, self.connections)
+        NetlinkSource::new(&self.ports, self.connections, self.tuning.event_buffer)
     }
 
     /// What the BPF programs shall report: they see every network namespace.
@@ -222,8 +234,9 @@ impl Observer {
         };
         let (sender, receiver) = oneshot::channel();
         let lookups = self.lookups.clone();
+        let tuning = self.tuning;
         let loader = thread::Builder::new().name("load-bpf".to_owned()).spawn(move || {
-            let loaded = load(&watches, &lookups);
+            let loaded = load(&watches, &lookups, tuning);
             let without_ebpf = loaded.is_err();
             // The run may be over already: then the programs go with the value.
             let _unneeded = sender.send(loaded);
@@ -291,7 +304,7 @@ impl Observer {
     pub const fn recheck(&self) -> Duration {
         match self.tier() {
             Tier::Ebpf | Tier::Netlink => EVENT_RECHECK,
-            Tier::Poll => self.poll_interval,
+            Tier::Poll => self.tuning.poll_interval,
         }
     }
 
@@ -314,7 +327,14 @@ impl Observer {
     pub async fn next(&mut self, now: fn() -> Instant) -> Fact {
         loop {
             if let Some(fact) = self.ready.pop_front() {
+                self.losses.note(&fact, self.tier());
                 return fact;
+            }
+            #[cfg(test)]
+            if let Some(left) = self.breaks.checked_sub(1) {
+                self.breaks = left;
+                self.step_down("broken by the test".to_owned());
+                continue;
             }
             tokio::select! {
                 biased;
@@ -381,12 +401,18 @@ async fn loaded(loading: &mut Option<Loading>) -> Result<Bpf, TierError> {
     }
 }
 
-fn load(watches: &[Watch], lookups: &HandOver) -> Result<Bpf, TierError> {
+fn load(watches: &[Watch], lookups: &HandOver, tuning: Tuning) -> Result<Bpf, TierError> {
+    let defaults = BpfOptions::default();
+    // The kernel takes powers of two only.
+    let ring_bytes = tuning
+        .event_buffer
+        .map_or(defaults.ring_bytes, |bytes| bytes.checked_next_power_of_two().unwrap_or(1 << 31));
     let mut bpf = Bpf::load(&BpfOptions {
         ports: watches.to_vec(),
         failed_binds: FailedBinds::AtAnyCost,
+        ring_bytes,
         log: cfg!(debug_assertions),
-        ..BpfOptions::default()
+        ..defaults
     })?;
     if let Some(lookup) = bpf.take_owner_lookup() {
         // Nobody looks any more: the run is over.

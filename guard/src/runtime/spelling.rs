@@ -180,6 +180,25 @@ pub fn parse_interval(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A size of kernel memory, `64K` or `4M`: from one page to what a busy machine can spare.
+///
+/// # Errors
+///
+/// In words.
+pub fn parse_buffer(text: &str) -> Result<u32, String> {
+    const LEAST: u32 = 4 << 10;
+    const MOST: u32 = 256 << 20;
+    let (digits, unit) = match text.strip_suffix(['K', 'k']) {
+        Some(digits) => (digits, 1 << 10),
+        None => text.strip_suffix(['M', 'm']).map_or((text, 1), |digits| (digits, 1 << 20)),
+    };
+    match digits.parse::<u32>().ok().and_then(|number| number.checked_mul(unit)) {
+        Some(bytes @ LEAST..=MOST) => Ok(bytes),
+        Some(_) => Err("must be from 4K to 256M".to_owned()),
+        None => Err("give a size such as 64K or 4M".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,6 +236,16 @@ mod tests {
         assert!("".parse::<Regex>().expect_err("empty").contains("--any-owner"));
         assert!(".*".parse::<Regex>().is_err());
         assert!("gateway$".parse::<Regex>().is_ok());
+    }
+
+    #[test]
+    fn a_buffer_is_a_number_of_bytes_with_a_unit() {
+        assert_eq!(parse_buffer("4K"), Ok(4096));
+        assert_eq!(parse_buffer("1M"), Ok(1 << 20));
+        assert_eq!(parse_buffer("65536"), Ok(65536));
+        for wrong in ["", "K", "1", "4G", "-4K", "4 K", "9999999M", "257M", "3K"] {
+            assert!(parse_buffer(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

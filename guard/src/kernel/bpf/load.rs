@@ -131,6 +131,8 @@ impl Attempt {
         let alone = |error| (None, error);
         let mut ebpf = self.load(options).map_err(alone)?;
         for &hook in &self.hooks {
+            #[cfg(test)]
+            super::refusal::check(hook).map_err(|error| (Some(hook), error))?;
             hook.load(&mut ebpf, self.by).map_err(|error| (Some(hook), error))?;
         }
         let log = if options.log { log::take(&mut ebpf).map_err(alone)? } else { None };

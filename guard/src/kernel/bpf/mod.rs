@@ -18,6 +18,8 @@ mod load;
 mod log;
 mod loss;
 mod lost;
+#[cfg(test)]
+pub(crate) mod refusal;
 mod sched_process_exit;
 mod settings;
 mod task_file;

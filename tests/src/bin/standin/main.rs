@@ -8,6 +8,7 @@
 //! for those lines and never for time. It ends by itself when the other end of
 //! its standard input closes, so it cannot outlive the test.
 
+mod churn;
 mod crowd;
 mod disguise;
 mod leave;
@@ -108,6 +109,7 @@ fn play(options: &Options) -> Result<ExitCode> {
     };
     crowd::follow_leash();
     crowd::start_threads(options.threads);
+    churn::start(&listeners, options.churn).context("start the churn")?;
     crowd::touch_memory(options.rss).context("touch the memory asked for")?;
 
     say::line(&json!({

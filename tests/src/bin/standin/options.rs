@@ -83,6 +83,9 @@ pub(crate) struct Options {
     /// port's side of it in this state.
     #[arg(long, value_enum, value_name = "STATE")]
     pub(crate) leave: Option<Left>,
+    /// With this many threads for each listener, connect to it and reset, over and over.
+    #[arg(long, value_name = "THREADS", default_value_t = 0)]
+    pub(crate) churn: u32,
     /// Close the listeners once everything else is there.
     #[arg(long)]
     pub(crate) close_listeners: bool,

@@ -1,0 +1,145 @@
+//! A whole session in this process: what no test from outside can bring about.
+
+use std::os::fd::OwnedFd;
+
+use guard_core::gate::{Budgets, Goal, Outcome};
+use guard_core::model::BindOutcome;
+use guard_core::policy::Rules;
+
+use super::*;
+use crate::kernel::bpf::refusal::Refusal;
+use crate::kernel::sandbox::{REUSE, listening, netns, skip, spec};
+
+const POLL: Duration = Duration::from_millis(5);
+
+/// Lets go of the port once the run is down in the lowest tier.
+struct LetGo {
+    listener: Option<OwnedFd>,
+    tiers: Vec<&'static str>,
+}
+
+impl Sink for LetGo {
+    fn entry(&mut self, _: &Gate, _: Tier, _: Instant, entry: &Entry) {
+        if let Entry::TierChanged(tier) = entry {
+            self.tiers.push(tier);
+            if *tier == Tier::Poll.name() {
+                self.listener = None;
+            }
+        }
+    }
+}
+
+fn plan_to_wait(endpoints: &[BindSpec], session: &Session) -> Plan {
+    Plan {
+        endpoints: endpoints.to_vec(),
+        goal: Goal::Wait,
+        rules: Rules::default(),
+        asker: asker::asker().unwrap(),
+        budgets: Budgets {
+            total: Some(Duration::from_secs(20)),
+            drain: Duration::ZERO,
+            confirm: Duration::from_secs(1),
+        },
+        recheck: session.recheck(),
+        port_only: false,
+        evict: false,
+    }
+}
+
+/// Runs `body` to its end on an event loop in a network namespace of its own.
+fn in_session<F: Future<Output = ()>>(test: &'static str, body: impl FnOnce() -> F + Send + 'static) {
+    netns(test, move || {
+        let reactor = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        reactor.block_on(body());
+    });
+}
+
+/// A gate that waits in `tier` while every event source fails, one after the other.
+fn fails_from(test: &'static str, tier: Tier, then: &'static [&'static str]) {
+    in_session(test, move || async move {
+        let (listener, port) = listening("127.0.0.1", None, REUSE);
+        let endpoints = [spec("127.0.0.1", port, REUSE)];
+        let mut session = match Session::open(TierChoice::Only(tier), &endpoints, POLL) {
+            Ok(session) => session,
+            Err(RuntimeError::Tier(TierError::Ebpf(error))) => return skip(test, &error.to_string()),
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(session.tier(), tier);
+        session.observer.breaks = u32::try_from(then.len()).unwrap();
+        let mut sink = LetGo { listener: Some(listener), tiers: Vec::new() };
+        let gate = session.run(plan_to_wait(&endpoints, &session), &mut sink).await.unwrap();
+        assert_eq!(sink.tiers, then, "told of each step");
+        assert_eq!(session.tier(), Tier::Poll);
+        assert!(session.shortfall().is_some_and(|why| why.contains("broken by the test")));
+        // It opened, and only after the last of them: until then the listener was there.
+        let Some(Outcome::Opened(proof)) = gate.outcome() else { panic!("{:?}", gate.outcome()) };
+        let entries = gate.timeline().entries().iter().rev();
+        let changed =
+            entries.clone().find(|(_, entry)| matches!(entry, Entry::TierChanged(_))).map(|(at, _)| *at);
+        assert!(changed.is_some_and(|changed| changed <= proof.probed));
+        assert_eq!(probe(&endpoints), [BindOutcome::Bindable]);
+    });
+}
+
+#[test]
+fn a_run_goes_on_in_lower_tiers_when_the_ring_buffer_and_then_netlink_fail() {
+    fails_from(
+        "a_run_goes_on_in_lower_tiers_when_the_ring_buffer_and_then_netlink_fail",
+        Tier::Ebpf,
+        &["netlink", "poll"],
+    );
+}
+
+#[test]
+fn a_run_polls_when_the_announcements_fail() {
+    fails_from("a_run_polls_when_the_announcements_fail", Tier::Netlink, &["poll"]);
+}
+
+/// Lets go of the port as soon as the run has seen who holds it.
+struct LetGoOnceSeen {
+    listener: Option<OwnedFd>,
+    at: Option<Instant>,
+}
+
+impl Sink for LetGoOnceSeen {
+    fn entry(&mut self, _: &Gate, _: Tier, _: Instant, entry: &Entry) {
+        if matches!(entry, Entry::Looked { holders, .. } if !holders.is_empty()) && self.at.is_none() {
+            self.at = Some(now());
+            self.listener = None;
+        }
+    }
+}
+
+/// Two of the programs may be done without: the others, and the looks, tell enough. Without the
+/// third of this kind, those of the other kind stand in.
+#[test]
+fn a_gate_opens_in_time_whichever_program_the_kernel_refuses() {
+    const NAME: &str = "a_gate_opens_in_time_whichever_program_the_kernel_refuses";
+    for refused in ["tcp_destroy_sock", "sched_process_exit", "inet_sock_set_state"] {
+        in_session(NAME, move || async move {
+            let (listener, port) = listening("127.0.0.1", None, REUSE);
+            let endpoints = [spec("127.0.0.1", port, REUSE)];
+            let open = || Session::open(TierChoice::Only(Tier::Ebpf), &endpoints, POLL);
+            if let Err(error) = open() {
+                return skip(NAME, &error.to_string());
+            }
+            let refusal = Refusal::of(refused);
+            let opened = open();
+            drop(refusal);
+            let mut session = match opened {
+                Ok(session) => session,
+                Err(error) => {
+                    // Nothing stands in where there is no tracefs either.
+                    assert_eq!(refused, "inet_sock_set_state", "{error}");
+                    assert!(error.to_string().contains("the ebpf tier is not available"), "{error}");
+                    return;
+                }
+            };
+            let mut sink = LetGoOnceSeen { listener: Some(listener), at: None };
+            let gate = session.run(plan_to_wait(&endpoints, &session), &mut sink).await.unwrap();
+            let Some(Outcome::Opened(proof)) = gate.outcome() else { panic!("{:?}", gate.outcome()) };
+            assert!(sink.at.is_some_and(|at| at <= proof.probed), "opened while the listener was there");
+            assert_eq!(session.tier(), Tier::Ebpf);
+        });
+    }
+}

@@ -1,0 +1,58 @@
+//! Connections that come and go as fast as the machine can make them.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result};
+use nix::libc::linger;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
+use serde_json::json;
+
+use crate::say;
+use crate::sockets::Bound;
+
+/// A line says how many there were, this often.
+const TOLD_EVERY: u64 = 1_000;
+
+/// Starts `threads` clients and one server for each listener; they end with the process.
+pub(crate) fn start(listeners: &[Bound], threads: u32) -> Result<()> {
+    if threads == 0 {
+        // Whoever else listens keeps the connections that it accepts.
+        return Ok(());
+    }
+    let made = Arc::new(AtomicU64::new(0));
+    for listener in listeners {
+        let acceptor = TcpListener::from(listener.fd.try_clone().context("duplicate the listener")?);
+        std::thread::spawn(move || {
+            loop {
+                drop(acceptor.accept());
+            }
+        });
+        for _ in 0..threads {
+            let (to, made) = (listener.address, Arc::clone(&made));
+            std::thread::spawn(move || {
+                loop {
+                    if connect(to).is_err() {
+                        std::thread::yield_now();
+                        continue;
+                    }
+                    let number = made.fetch_add(1, Ordering::Relaxed) + 1;
+                    if number.is_multiple_of(TOLD_EVERY) {
+                        say::line(&json!({ "standin": "churned", "connections": number }));
+                    }
+                }
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Connects and resets: neither side leaves a TIME_WAIT socket.
+fn connect(to: SocketAddr) -> nix::Result<()> {
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let fd = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    socket::setsockopt(&fd, sockopt::Linger, &linger { l_onoff: 1, l_linger: 0 })?;
+    socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(to))
+}
