@@ -5,6 +5,7 @@ pub mod asker;
 pub mod netns;
 mod restart;
 pub mod spelling;
+pub mod surroundings;
 #[cfg(test)]
 mod tests;
 

@@ -8,8 +8,10 @@
 pub mod conflict;
 pub mod follow;
 pub mod gate;
+pub mod inquiry;
 pub mod model;
 pub mod policy;
 pub mod prospect;
 pub mod restart;
+pub mod source_ports;
 pub mod timeline;

@@ -2,11 +2,12 @@
 
 use std::io::Write;
 
-use guard_core::gate::{Gate, Outcome};
+use guard_core::gate::{Gate, Goal, Outcome};
 use guard_core::model::Instant;
 use guard_core::timeline::Entry;
 
 use super::exit::Exit;
+use crate::report::notes::{self, Note};
 use crate::report::{Context, Human, Json, outcome_code};
 use crate::runtime::Tier;
 use crate::runtime::{Session, Sink, now};
@@ -32,22 +33,32 @@ impl Output {
     pub(super) fn looked(&mut self, gate: &Gate, session: &Session, exit: Exit) {
         match self {
             Self::Human(human) => human.looked(gate, session.tier(), session.shortfall()),
-            Self::Json(json) => {
-                let began = gate.timeline().began();
-                json.looked(gate, session.tier(), now());
-                json.finished(now(), began, session.tier(), "looked", exit.code(), None);
-            }
+            Self::Json(json) => json.looked(gate, session.tier(), now()),
         }
+        self.notes(notes::of_look(gate));
+        self.finished(gate, session, "looked", exit);
     }
 
     /// Tells how a run ended, and of the whole command when that was all.
     pub(super) fn ended(&mut self, gate: &Gate, session: &Session, outcome: &Outcome) {
-        match self {
-            Self::Human(human) => human.ended(gate, session.tier(), session.shortfall()),
-            Self::Json(json) => {
-                let exit = Exit::of_outcome(outcome);
-                let word = outcome_code(outcome);
-                json.finished(now(), gate.timeline().began(), session.tier(), word, exit.code(), None);
+        if let Self::Human(human) = self {
+            human.ended(gate, session.tier(), session.shortfall());
+        }
+        self.notes(notes::of_end(gate));
+        self.finished(gate, session, outcome_code(outcome), Exit::of_outcome(outcome));
+    }
+
+    fn finished(&mut self, gate: &Gate, session: &Session, outcome: &'static str, exit: Exit) {
+        if let Self::Json(json) = self {
+            json.finished(now(), gate.timeline().began(), session.tier(), outcome, exit.code(), None);
+        }
+    }
+
+    fn notes(&mut self, notes: impl IntoIterator<Item = Note>) {
+        for note in notes {
+            match self {
+                Self::Human(human) => human.note(&note),
+                Self::Json(json) => json.note(now(), &note),
             }
         }
     }
@@ -66,6 +77,9 @@ impl Sink for Output {
         match self {
             Self::Human(human) => human.entry(gate, tier, at, entry),
             Self::Json(json) => json.entry(gate, tier, at, entry),
+        }
+        if gate.plan().goal != Goal::Look {
+            self.notes(notes::of_entry(gate, entry));
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod bpf;
 pub mod btf;
 pub mod bus_socket;
 pub mod cgroup_id;
+pub mod elsewhere;
 pub mod exit_set;
 pub mod features;
 pub mod listener;

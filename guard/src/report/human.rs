@@ -10,6 +10,7 @@ use guard_core::prospect::Expected;
 use guard_core::restart::Ahead;
 use guard_core::timeline::Entry;
 
+use super::notes::Note;
 use super::words::{self, Context, span};
 use crate::runtime::Sink;
 use crate::runtime::Tier;
@@ -17,8 +18,7 @@ use crate::runtime::Tier;
 /// More sockets than this are only counted.
 const MOST_HOLDERS: usize = 12;
 
-pub(super) const NOBODY: &str = "the kernel answers EADDRINUSE and shows no holder in this network namespace: \
-     listeners, connections, TIME_WAIT and bound-only sockets were listed, IPv4 and IPv6";
+pub(super) const NOBODY: &str = "the kernel answers EADDRINUSE and shows no holder in this network namespace";
 
 /// Writes lines for a person.
 #[derive(Debug)]
@@ -53,6 +53,19 @@ impl<W: Write> Human<W> {
         let began = *self.began.get_or_insert(at);
         let offset = span(at.since(began));
         self.line(&format!("{:>10}  {text}", format!("+{offset}")));
+    }
+
+    /// What there is to add.
+    pub fn note(&mut self, note: &Note) {
+        if note.text != NOBODY {
+            self.line(&format!("advice: {}", note.text));
+        }
+        for command in &note.commands {
+            self.line(&format!("  run: {command}"));
+        }
+        for detail in &note.details {
+            self.line(&format!("  {detail}"));
+        }
     }
 
     /// What a look found: verdict, holders, owners and why each would or would

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use self::lost_bind::{BindFailedBody, bind_failed};
 use self::sockets::{BindBody, HolderBody, SocketBody, bind, holder, socket_body};
+use super::notes::Note;
 use super::unit::{self, UnitBody};
 use super::words::{self, Context};
 use crate::runtime::Tier;
@@ -196,6 +197,17 @@ struct Detail {
     unit: Option<Box<UnitBody>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
+    #[serde(flatten)]
+    note: Option<Box<NoteBody>>,
+}
+
+/// What a note adds to a step.
+#[derive(Serialize)]
+struct NoteBody {
+    /// What was checked, or what else there is to know.
+    details: Vec<String>,
+    /// What to run.
+    commands: Vec<String>,
 }
 
 /// Writes events to a stream, one a line.
@@ -238,6 +250,18 @@ impl<W: Write> Json<W> {
     ) {
         let (unit, detail) = (Some(Box::new(unit::body(unit, details))), Some(detail));
         self.write(at, Body::RunStep { step, detail: Detail { unit, detail, ..Detail::default() } });
+    }
+
+    /// What there is to add.
+    pub fn note(&mut self, at: Instant, note: &Note) {
+        let more = NoteBody { details: note.details.clone(), commands: note.commands.clone() };
+        let detail = Detail {
+            code: Some(note.code),
+            detail: Some(note.text.clone()),
+            note: Some(Box::new(more)),
+            ..Detail::default()
+        };
+        self.write(at, Body::RunStep { step: "note", detail });
     }
 
     /// The end of the whole command.

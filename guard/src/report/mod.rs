@@ -2,6 +2,7 @@
 
 mod human;
 mod json;
+pub mod notes;
 mod picture;
 mod unit;
 mod words;

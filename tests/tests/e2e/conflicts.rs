@@ -70,7 +70,7 @@ const IN_USE: [bool; 2] = [false, false];
 const SHARED: [bool; 2] = [true, false];
 
 macro_rules! table {
-    ($($name:ident: $row:expr;)+) => { $(
+    ($(fn $name:ident() = $row:expr;)+) => { $(
         mod $name {
             use super::*;
 
@@ -114,46 +114,46 @@ macro_rules! table {
 }
 
 table! {
-    listener_same_address: listener(HERE, HERE);
-    listener_on_wildcard: listener("0.0.0.0", HERE);
-    listener_against_wildcard: listener(HERE, "0.0.0.0");
-    listener_against_dual_stack: listener(HERE, "::");
-    listener_on_dual_stack_against_v4: listener("::", HERE);
-    listener_on_dual_stack_against_v6: listener("::", "::1");
-    listener_other_loopback: stranger(HERE, "127.0.0.2");
-    listener_v4_against_v6: stranger(HERE, "::1");
-    listener_v4_against_v6only: Row { v6only: true, ..stranger(HERE, "::") };
-    listener_v6only_against_v4: Row { standin: "--v6only", ..stranger("::", HERE) };
-    listener_v6_against_v6only: Row { v6only: true, ..listener("::1", "::") };
-    listener_reuseport: Row { standin: "--reuseport", ..listener(HERE, HERE) };
-    listener_strict: Row { standin: "--strict", ..listener(HERE, HERE) };
-    listener_strict_reuseport: Row { standin: "--strict --reuseport", ..listener(HERE, HERE) };
-    listener_inherited: row("--fork-sharer 1 --orphan", IN_USE, &[("LISTEN", Sharer)]);
-    listener_in_flight: row("--inflight", IN_USE, &[("LISTEN", Nobody)]);
-    listener_in_io_uring: row("--io-uring", IN_USE, &[("LISTEN", Nobody)]);
+    fn listener_same_address() = listener(HERE, HERE);
+    fn listener_on_wildcard() = listener("0.0.0.0", HERE);
+    fn listener_against_wildcard() = listener(HERE, "0.0.0.0");
+    fn listener_against_dual_stack() = listener(HERE, "::");
+    fn listener_on_dual_stack_against_v4() = listener("::", HERE);
+    fn listener_on_dual_stack_against_v6() = listener("::", "::1");
+    fn listener_other_loopback() = stranger(HERE, "127.0.0.2");
+    fn listener_v4_against_v6() = stranger(HERE, "::1");
+    fn listener_v4_against_v6only() = Row { v6only: true, ..stranger(HERE, "::") };
+    fn listener_v6only_against_v4() = Row { standin: "--v6only", ..stranger("::", HERE) };
+    fn listener_v6_against_v6only() = Row { v6only: true, ..listener("::1", "::") };
+    fn listener_reuseport() = Row { standin: "--reuseport", ..listener(HERE, HERE) };
+    fn listener_strict() = Row { standin: "--strict", ..listener(HERE, HERE) };
+    fn listener_strict_reuseport() = Row { standin: "--strict --reuseport", ..listener(HERE, HERE) };
+    fn listener_inherited() = row("--fork-sharer 1 --orphan", IN_USE, &[("LISTEN", Sharer)]);
+    fn listener_in_flight() = row("--inflight", IN_USE, &[("LISTEN", Nobody)]);
+    fn listener_in_io_uring() = row("--io-uring", IN_USE, &[("LISTEN", Nobody)]);
 
-    established_of_reuse: row("--close-listeners --leave established", SHARED, &[("ESTABLISHED", Process)]);
-    established_of_strict:
+    fn established_of_reuse() = row("--close-listeners --leave established", SHARED, &[("ESTABLISHED", Process)]);
+    fn established_of_strict() =
         row("--strict --close-listeners --leave established", IN_USE, &[("ESTABLISHED", Process)]);
-    close_wait_of_reuse: row("--close-listeners --leave close-wait", SHARED, &[("CLOSE_WAIT", Process)]);
-    close_wait_of_strict:
+    fn close_wait_of_reuse() = row("--close-listeners --leave close-wait", SHARED, &[("CLOSE_WAIT", Process)]);
+    fn close_wait_of_strict() =
         row("--strict --close-listeners --leave close-wait", IN_USE, &[("CLOSE_WAIT", Process)]);
-    fin_wait_of_reuse: row("--close-listeners --leave fin-wait", SHARED, &[("FIN_WAIT2", Process)]);
-    fin_wait_of_strict: row("--strict --close-listeners --leave fin-wait", IN_USE, &[("FIN_WAIT2", Process)]);
-    orphan_of_reuse: row("--close-listeners --leave orphan", SHARED, &[("FIN_WAIT2", NoFile)]);
-    orphan_of_strict: row("--strict --close-listeners --leave orphan", IN_USE, &[("FIN_WAIT2", NoFile)]);
-    time_wait_of_reuse: row("--close-listeners --leave time-wait", SHARED, &[("TIME_WAIT", NoFile)]);
-    time_wait_of_strict: row("--strict --close-listeners --leave time-wait", IN_USE, &[("TIME_WAIT", NoFile)]);
-    time_wait_of_dual_stack:
+    fn fin_wait_of_reuse() = row("--close-listeners --leave fin-wait", SHARED, &[("FIN_WAIT2", Process)]);
+    fn fin_wait_of_strict() = row("--strict --close-listeners --leave fin-wait", IN_USE, &[("FIN_WAIT2", Process)]);
+    fn orphan_of_reuse() = row("--close-listeners --leave orphan", SHARED, &[("FIN_WAIT2", NoFile)]);
+    fn orphan_of_strict() = row("--strict --close-listeners --leave orphan", IN_USE, &[("FIN_WAIT2", NoFile)]);
+    fn time_wait_of_reuse() = row("--close-listeners --leave time-wait", SHARED, &[("TIME_WAIT", NoFile)]);
+    fn time_wait_of_strict() = row("--strict --close-listeners --leave time-wait", IN_USE, &[("TIME_WAIT", NoFile)]);
+    fn time_wait_of_dual_stack() =
         Row { on: "::", ..row("--close-listeners --leave time-wait", SHARED, &[("TIME_WAIT", NoFile)]) };
 
-    client_source_port: client("--client-from PORT", &[("ESTABLISHED", Process)]);
-    client_source_port_in_time_wait: client("--client-from PORT --leave time-wait", &[("TIME_WAIT", NoFile)]);
+    fn client_source_port() = client("--client-from PORT", &[("ESTABLISHED", Process)]);
+    fn client_source_port_in_time_wait() = client("--client-from PORT --leave time-wait", &[("TIME_WAIT", NoFile)]);
 
     // The flag of a bound socket is learned, where it may be seen.
-    bound_only_reuse:
+    fn bound_only_reuse() =
         Row { holders: [&[], BOUND], ..row("--bind-only", SHARED, BOUND) };
-    bound_only_strict: row("--bind-only --strict", IN_USE, BOUND);
+    fn bound_only_strict() = row("--bind-only --strict", IN_USE, BOUND);
 }
 
 const BOUND: Holders = &[("BOUND_INACTIVE", Process)];

@@ -16,6 +16,7 @@ mod losers;
 mod namespaces;
 mod newcomers;
 mod node;
+mod notes;
 mod owners;
 mod refusals;
 mod restarts;

@@ -17,6 +17,7 @@ use rustix::io::Errno;
 mod net;
 mod owners;
 mod process;
+mod source_ports;
 mod start;
 mod stat;
 mod view;
@@ -24,6 +25,7 @@ mod view;
 pub use net::sockets;
 pub use owners::{OwnerScan, owned_by, owners};
 pub use process::{Ancestors, ancestors, clock_ticks_per_second, process, start_time};
+pub use source_ports::source_ports;
 pub use start::{BootOffset, boot_offset};
 pub use view::{
     HidePid, effective_capabilities, hidepid, in_initial_pid_namespace, may_trace_everybody, what_is_unseen,
