@@ -2,9 +2,26 @@
 
 use guard_tests::caller::{CAP_SYS_PTRACE, Caller};
 use guard_tests::kernel::owners;
-use guard_tests::{Finished, Verdict, World, each_tier};
+use guard_tests::{Finished, Portguard, Tier, Verdict, World, each_tier};
 
 each_tier!(all_sharers_are_named, not_allowed_to_look);
+
+/// With `--tier auto` the first look is at `/proc`, which shows nobody; once BPF is loaded,
+/// the run goes on with what that shows.
+#[test]
+fn auto_sees_more_once_bpf_is_loaded() {
+    guard_tests::world::play("owners::auto_sees_more_once_bpf_is_loaded", Tier::Ebpf, |world| {
+        let port = world.port();
+        let old = world.standin("").listen("127.0.0.1", port).start();
+        let finished = Portguard::bare(&["free", "--json", "--timeout", "15s", "--port"])
+            .arg(&port.to_string())
+            .matching("standin")
+            .by(Caller::root_without(CAP_SYS_PTRACE))
+            .run()
+            .expect(0);
+        assert!(old.all_gone(), "{finished}");
+    });
+}
 
 /// The owners of the listener with this inode, ascending, and whether these are all.
 fn named(finished: &Finished, inode: u64) -> (Vec<i32>, bool) {
@@ -39,7 +56,7 @@ fn not_allowed_to_look(world: &World) {
     let expected = holding(old.inode());
     let blind = Caller::root_without(CAP_SYS_PTRACE);
     let status = world.portguard("status", port).by(blind.clone()).run();
-    if world.tier == guard_tests::Tier::Ebpf {
+    if world.tier == Tier::Ebpf {
         assert_eq!(named(&status, old.inode()), (expected, true), "{status}");
         let freed = world.free(port).matching("standin").by(blind).run().expect(0);
         assert_eq!(freed.verdict(), Verdict::Free, "{freed}");
