@@ -26,7 +26,7 @@ use tracing::{debug, warn};
 
 pub use self::restart::{Plans, RestartSink, Restarted};
 use crate::act;
-pub use crate::act::systemd::{SystemdError, UnitDoor, own_uid};
+pub use crate::act::systemd::{SystemdError, UnitDoor, ask_about, own_uid};
 pub use crate::act::{Command, CommandError, probe, replace};
 use crate::kernel::pidfd::PidFdError;
 use crate::kernel::procfs;

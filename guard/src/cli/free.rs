@@ -7,6 +7,7 @@ use guard_core::model::Verdict;
 use super::exit::Exit;
 use super::options::{self, EndingOptions, OutputOptions, RuleOptions, ServiceOptions, TierOptions};
 use super::output::Output;
+use super::units;
 use crate::report::{Context, overall};
 
 /// Ends the stale holders and waits until the port is bindable.
@@ -35,14 +36,27 @@ impl Free {
             drain: self.ending.drain,
         };
         let mut output = Output::new(context, self.output.json, verbose, Box::new(std::io::stdout()));
+        if units::may_respawn() {
+            let mut plan = options::plan_to_rehearse(endpoints.clone(), &self.rules, &self.ending, &session)?;
+            units::ask(&mut plan).await;
+            let gate = session.run(plan, &mut output).await?;
+            let supervised = units::respawning(&gate).await;
+            if !supervised.is_empty() {
+                let why: Vec<String> = supervised.iter().map(|(id, unit)| units::advice(*id, unit)).collect();
+                output.supervised(&gate, &session, &why);
+                return Ok(Exit::Refused);
+            }
+        }
         if self.ending.dry_run {
-            let plan = options::plan_to_rehearse(endpoints, &self.rules, &self.ending, &session)?;
+            let mut plan = options::plan_to_rehearse(endpoints, &self.rules, &self.ending, &session)?;
+            units::ask(&mut plan).await;
             let gate = session.run(plan, &mut output).await?;
             let exit = rehearsed(&gate);
             output.looked(&gate, &session, exit);
             return Ok(exit);
         }
-        let plan = options::plan_to_free(endpoints, &self.rules, &self.ending, &session)?;
+        let mut plan = options::plan_to_free(endpoints, &self.rules, &self.ending, &session)?;
+        units::ask(&mut plan).await;
         let gate = session.run(plan, &mut output).await?;
         let Some(outcome) = gate.outcome() else { return Ok(Exit::Unknown) };
         output.ended(&gate, &session, outcome);

@@ -12,6 +12,7 @@ mod restart;
 mod restart_unit;
 mod rules;
 mod status;
+mod units;
 
 use std::io::Write;
 use std::process::ExitCode;

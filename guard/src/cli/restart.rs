@@ -71,13 +71,15 @@ impl Restart {
         };
         let mut output = Output::new(context, self.output.json, verbose, Box::new(std::io::stderr()));
         if self.ending.dry_run {
-            let plan = options::plan_to_rehearse(endpoints, &self.rules, &self.ending, &session)?;
+            let mut plan = options::plan_to_rehearse(endpoints, &self.rules, &self.ending, &session)?;
+            super::units::ask(&mut plan).await;
             let gate = session.run(plan, &mut output).await?;
             let exit = rehearsed(&gate);
             output.looked(&gate, &session, exit);
             return Ok(exit);
         }
-        let plan = options::plan_to_free(endpoints, &self.rules, &self.ending, &session)?;
+        let mut plan = options::plan_to_free(endpoints, &self.rules, &self.ending, &session)?;
+        super::units::ask(&mut plan).await;
         let gate = session.run(plan, &mut output).await?;
         let Some(outcome @ Outcome::Opened(_)) = gate.outcome() else {
             let outcome = gate.outcome().context("the run ended without an outcome")?;

@@ -55,7 +55,7 @@ impl RuleOptions {
 /// What this machine says about a unit.
 fn unit_rule(name: &str) -> UnitRule {
     let state = if asker::service_manager_runs() {
-        UnitState::Unknown("portguard does not ask service managers yet".to_owned())
+        UnitState::Unknown("its service manager was not asked".to_owned())
     } else {
         UnitState::NoManager
     };

@@ -29,7 +29,8 @@ impl Status {
     pub(super) async fn run(self, verbose: bool) -> anyhow::Result<Exit> {
         let endpoints = self.service.endpoints()?;
         let mut session = self.tier.open(&endpoints).await?;
-        let plan = options::plan_to_look(endpoints, &self.rules, self.drain, &session)?;
+        let mut plan = options::plan_to_look(endpoints, &self.rules, self.drain, &session)?;
+        super::units::ask(&mut plan).await;
         let context =
             Context { service: self.service.name(), command: "status", dry_run: false, drain: self.drain };
         let mut output = Output::new(context, self.output.json, verbose, Box::new(std::io::stdout()));

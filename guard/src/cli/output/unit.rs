@@ -28,6 +28,24 @@ impl Output {
         }
     }
 
+    /// Nobody is ended, because systemd would start them again.
+    pub(in crate::cli) fn supervised(&mut self, gate: &Gate, session: &Session, why: &[String]) {
+        match self {
+            Self::Human(human) => {
+                human.holders(gate.holders(), true);
+                human.line("refused: nobody was signalled");
+                for line in why {
+                    human.line(&format!("  {line}"));
+                }
+            }
+            Self::Json(json) => {
+                json.looked(gate, session.tier(), now());
+                let (began, why) = (gate.timeline().began(), why.join("; "));
+                json.finished(now(), began, session.tier(), "refused", Exit::Refused.code(), Some(why));
+            }
+        }
+    }
+
     /// How it ended.
     pub(in crate::cli) fn unit_restarted(
         &mut self,

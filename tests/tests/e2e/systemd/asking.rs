@@ -10,6 +10,8 @@ once!(
     the_user_restarts_an_own_unit,
     root_restarts_a_unit_of_another_user,
     a_dry_run_stops_nothing,
+    what_systemd_would_start_again_is_not_ended,
+    a_running_unit_is_current_and_a_dead_one_leaves_leftovers,
 );
 
 /// Failure mode 12: its own stop would end the one who asks.
@@ -71,4 +73,40 @@ fn a_dry_run_stops_nothing(world: &World) {
     let finished = restart(world, &machine).arg("--dry-run").run().expect(0);
     assert!(machine.alive(running) && finished.signals().is_empty(), "{finished}");
     assert!(steps(&finished, "unit_stopping").is_empty(), "{finished}");
+}
+
+/// Ending it would make systemd start a rival to whoever waits for the port.
+fn what_systemd_would_start_again_is_not_ended(world: &World) {
+    let Some(machine) = boot(world) else { return };
+    let port = world.port();
+    let standin = world.standin("").listen("127.0.0.1", port);
+    machine.start(&Service::new(GATEWAY, &standin).with("Restart=always"));
+    machine.line(GATEWAY, "ready", 0);
+    let running = machine.main_process(GATEWAY);
+    let free = machine.portguard(world.free(port)).matching("standin");
+    for asked in [free.clone(), free.clone().arg("--dry-run")] {
+        let finished = asked.run().expect(4);
+        assert!(finished.signals().is_empty() && machine.alive(running), "{finished}");
+        let advice = finished.of("run_finished")[0].detail().to_owned();
+        assert!(advice.contains("portguard restart gateway.service"), "{finished}");
+    }
+    // SIGTERM is a clean end, after which this one is not started again.
+    machine.install(Manager::System, &Service::new(GATEWAY, &standin).with("Restart=on-failure"));
+    let finished = free.run().expect(0);
+    assert_eq!(finished.signals_to(running), ["SIGTERM"], "{finished}");
+}
+
+fn a_running_unit_is_current_and_a_dead_one_leaves_leftovers(world: &World) {
+    let Some(machine) = boot(world) else { return };
+    let port = world.port();
+    let standin = world.standin("--fork-sharer 1").listen("127.0.0.1", port);
+    machine.start(&Service::new(GATEWAY, &standin).with("KillMode=process"));
+    machine.line(GATEWAY, "ready", 0);
+    let running = machine.main_process(GATEWAY);
+    let free = machine.portguard(world.free(port)).args(&["--unit", GATEWAY]);
+    let finished = free.run().expect(4);
+    assert!(finished.classed(running, "current") && machine.alive(running), "{finished}");
+    machine.systemctl(&["stop", GATEWAY]);
+    let finished = free.run().expect(0);
+    assert_eq!(finished.signals().len(), 1, "the child that KillMode=process left\n{finished}");
 }
