@@ -10,6 +10,7 @@
 //! is named and zero, and size and offsets are asserted at compile time.
 #![no_std]
 
+mod function;
 mod lost;
 mod maps;
 mod names;
@@ -18,10 +19,11 @@ mod settings;
 mod tracepoint;
 mod wire;
 
+pub use function::{Function, INET_CSK_GET_PORT, INET_PUT_PORT, INET_TWSK_KILL};
 pub use lost::LostReason;
 pub use maps::{
-    CLOSING_ENTRIES, Closing, LOSER_PAUSE_NS, LOSERS_ENTRIES, Loser, LoserKey, OWNERS_ENTRIES, PORT_WORDS,
-    WATCHED_ENTRIES, WatchKey, watch,
+    CLOSING_ENTRIES, Closing, LEAVING_ENTRIES, LOSER_PAUSE_NS, LOSERS_ENTRIES, Loser, LoserKey,
+    OWNERS_ENTRIES, PORT_WORDS, WATCHED_ENTRIES, WatchKey, watch,
 };
 pub use names::{map, program, symbol};
 pub use owner::{OWNER_IS_LEADER, OwnerOffsets, OwnerRecord, WANTED_ENTRIES};
@@ -29,5 +31,6 @@ pub use settings::Settings;
 pub use tracepoint::{Event, Field, inet_sock_set_state, sched_process_exit, sys_exit, tcp_destroy_sock};
 pub use wire::{
     ABI, BIND_FAILED_BY_LISTEN, BindFailedEvent, COMM_LEN, EXIT_STATUS_KNOWN, ExitEvent, Header,
-    KIND_BIND_FAILED, KIND_EXITED, KIND_RELEASED, KIND_STATE_CHANGED, SocketEvent, TCP_CLOSE, TCP_LISTEN,
+    KIND_BIND_FAILED, KIND_EXITED, KIND_PORT_PUT, KIND_RELEASED, KIND_STATE_CHANGED, KIND_TIME_WAIT_ENDED,
+    SocketEvent, TCP_CLOSE, TCP_LISTEN, TimeWaitEvent,
 };

@@ -5,6 +5,9 @@ pub const WATCHED_ENTRIES: u32 = 1024;
 /// Listeners between the end of LISTEN and their release at most. One that was
 /// shut down and is kept open stays remembered, so this is not about time.
 pub const CLOSING_ENTRIES: u32 = 1024;
+/// Mini-sockets on their way out at most: each CPU works on one at a time, but
+/// for the moment of a preemption.
+pub const LEAVING_ENTRIES: u32 = 1024;
 /// Thread groups whose exit is reported at most.
 pub const OWNERS_ENTRIES: u32 = 4096;
 /// Processes whose failed binds are counted at a time. The map forgets whoever

@@ -24,6 +24,8 @@ pub mod map {
         PORTS = "PORTS";
         /// Hash of socket addresses to [`Closing`](crate::Closing).
         CLOSING = "CLOSING";
+        /// Hash of mini-sockets' addresses to [`WatchKey`](crate::WatchKey).
+        LEAVING = "LEAVING";
         /// Hash of thread group ids (the guard's PID namespace) to 1.
         OWNERS = "OWNERS";
         /// Hash of inode numbers of the sockets whose owners are looked for, to 1.
@@ -47,6 +49,14 @@ pub mod program {
         RAW_PROCESS_EXIT = "pg_raw_exit";
         /// On the raw tracepoint `sys_exit`.
         RAW_SYS_EXIT = "pg_raw_sys_exit";
+        /// On the exit of `inet_put_port`.
+        PUT_PORT = "pg_put_port";
+        /// On the entry of `inet_twsk_kill`.
+        TWSK_ENTER = "pg_twsk_enter";
+        /// On the exit of `inet_twsk_kill`.
+        TWSK_EXIT = "pg_twsk_exit";
+        /// On the exit of `inet_csk_get_port`.
+        GET_PORT = "pg_get_port";
         /// On `sock:inet_sock_set_state`.
         SET_STATE = "pg_set_state";
         /// On `tcp:tcp_destroy_sock`.

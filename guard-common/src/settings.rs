@@ -65,6 +65,12 @@ pub struct Settings {
     pub signal_flags: u32,
     /// `struct signal_struct` → exit code of the group.
     pub signal_exit_code: u32,
+    /// `struct inet_connection_sock` → pointer to its bind bucket.
+    pub sock_bucket: u32,
+    /// `struct sock` → 8-bit TCP state.
+    pub sock_state: u32,
+    /// `struct inet_timewait_sock` → local port, 16 bits in network byte order.
+    pub mini_port: u32,
     /// `struct task_struct` → 64-bit start time, nanoseconds of `CLOCK_BOOTTIME`.
     pub task_start: u32,
     /// `struct task_struct` → pointer to `struct files_struct`.
@@ -98,14 +104,17 @@ pub struct Settings {
     /// `group_dead` (since 6.16). Where it has not, a program that names it
     /// cannot be attached.
     pub raw_group_dead: u8,
+    /// 1 when the exit of `inet_put_port` is observed: then `tcp_destroy_sock`
+    /// leaves the release of a former listener to it.
+    pub observe_put: u8,
     /// Zero.
-    pub pad: u8,
+    pub pad: [u8; 4],
 }
 
-const _: () = assert!(size_of::<Settings>() == 168);
+const _: () = assert!(size_of::<Settings>() == 184);
 const _: () = assert!(offset_of!(Settings, ctx_protocol_size) == 16);
 const _: () = assert!(offset_of!(Settings, sock_net) == 48);
 const _: () = assert!(offset_of!(Settings, task_signal) == 92);
-const _: () = assert!(offset_of!(Settings, task_start) == 116);
-const _: () = assert!(offset_of!(Settings, observe_release) == 164);
-const _: () = assert!(offset_of!(Settings, pad) == 167);
+const _: () = assert!(offset_of!(Settings, sock_bucket) == 116);
+const _: () = assert!(offset_of!(Settings, observe_release) == 176);
+const _: () = assert!(offset_of!(Settings, pad) == 180);

@@ -15,6 +15,11 @@ pub const KIND_RELEASED: u16 = 2;
 /// [`ExitEvent`]: the last thread of a watched thread group exits.
 pub const KIND_EXITED: u16 = 3;
 
+/// [`SocketEvent`]: a former listener has given its port back. In place of
+/// [`KIND_RELEASED`], where the programs see that moment itself.
+pub const KIND_PORT_PUT: u16 = 5;
+/// [`TimeWaitEvent`]: a TIME_WAIT or FIN_WAIT2 mini-socket is gone.
+pub const KIND_TIME_WAIT_ENDED: u16 = 6;
 /// [`BindFailedEvent`]: a process was told that a watched port is in use.
 pub const KIND_BIND_FAILED: u16 = 4;
 
@@ -55,7 +60,7 @@ const _: () = assert!(offset_of!(Header, ktime_ns) == 8);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketEvent {
-    /// `kind` is [`KIND_STATE_CHANGED`] or [`KIND_RELEASED`].
+    /// `kind` is [`KIND_STATE_CHANGED`], [`KIND_RELEASED`] or [`KIND_PORT_PUT`].
     pub header: Header,
     /// Address of the kernel's `struct sock`: names the socket until it is destroyed.
     pub skaddr: u64,
@@ -76,10 +81,10 @@ pub struct SocketEvent {
     pub local_port: u16,
     /// Host byte order; 0 for a listener.
     pub remote_port: u16,
-    /// Kernel's number of the state left. In a [`KIND_RELEASED`] record:
-    /// `TCP_LISTEN` for a socket that had been a listener, else 0.
+    /// Kernel's number of the state left. In a [`KIND_RELEASED`] or
+    /// [`KIND_PORT_PUT`] record: `TCP_LISTEN` for a socket that had been a listener, else 0.
     pub old_state: u8,
-    /// Kernel's number of the state entered; 0 in a [`KIND_RELEASED`] record.
+    /// Kernel's number of the state entered; 0 in a record of a release.
     pub new_state: u8,
     /// Local address in IPv6 form. An IPv4 address is mapped
     /// (`::ffff:a.b.c.d`), whatever the socket's family: so do the tracepoints.
@@ -129,6 +134,25 @@ const _: () = assert!(offset_of!(ExitEvent, status) == 20);
 const _: () = assert!(offset_of!(ExitEvent, flags) == 24);
 const _: () = assert!(offset_of!(ExitEvent, pad) == 28);
 const _: () = assert!(offset_of!(ExitEvent, comm) == 32);
+
+/// A mini-socket on a watched port is gone, by time or otherwise.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeWaitEvent {
+    /// `kind` is [`KIND_TIME_WAIT_ENDED`].
+    pub header: Header,
+    /// Inode number of its network namespace; 0 when the programs cannot read it.
+    pub netns: u32,
+    /// Host byte order.
+    pub port: u16,
+    /// Zero.
+    pub pad: u16,
+}
+
+const _: () = assert!(size_of::<TimeWaitEvent>() == 24);
+const _: () = assert!(offset_of!(TimeWaitEvent, netns) == 16);
+const _: () = assert!(offset_of!(TimeWaitEvent, port) == 20);
+const _: () = assert!(offset_of!(TimeWaitEvent, pad) == 22);
 
 /// A process lost a watched port to somebody: the kernel answered `EADDRINUSE`.
 #[repr(C)]
@@ -184,3 +208,4 @@ const _: () = assert!(offset_of!(BindFailedEvent, comm) == 80);
 const _: () = assert!(align_of::<SocketEvent>() == 8);
 const _: () = assert!(align_of::<ExitEvent>() == 8);
 const _: () = assert!(align_of::<BindFailedEvent>() == 8);
+const _: () = assert!(align_of::<TimeWaitEvent>() == 8);

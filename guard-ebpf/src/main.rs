@@ -13,7 +13,11 @@
 
 mod current;
 mod emit;
+mod function;
+mod inet_csk_get_port;
+mod inet_put_port;
 mod inet_sock_set_state;
+mod inet_twsk_kill;
 mod lost_bind;
 mod maps;
 mod sched_process_exit;

@@ -3,8 +3,8 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use guard_common::{
-    CLOSING_ENTRIES, Closing, LOSERS_ENTRIES, Loser, LoserKey, LostReason, OWNERS_ENTRIES, PORT_WORDS,
-    WANTED_ENTRIES, WATCHED_ENTRIES, WatchKey,
+    CLOSING_ENTRIES, Closing, LEAVING_ENTRIES, LOSERS_ENTRIES, Loser, LoserKey, LostReason, OWNERS_ENTRIES,
+    PORT_WORDS, WANTED_ENTRIES, WATCHED_ENTRIES, WatchKey,
 };
 
 /// The guard sets the size before load.
@@ -25,6 +25,10 @@ pub(crate) static PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
 /// their socket listens again or is destroyed, which every socket is.
 #[map]
 pub(crate) static CLOSING: HashMap<u64, Closing> = HashMap::with_max_entries(CLOSING_ENTRIES, 0);
+
+/// Entries live from a function's entry to its exit.
+#[map]
+pub(crate) static LEAVING: HashMap<u64, WatchKey> = HashMap::with_max_entries(LEAVING_ENTRIES, 0);
 
 /// Written by the guard and by the programs.
 #[map]

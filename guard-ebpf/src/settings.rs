@@ -30,6 +30,9 @@ static SETTINGS: Settings = Settings {
     signal_live: 0,
     signal_flags: 0,
     signal_exit_code: 0,
+    sock_bucket: 0,
+    sock_state: 0,
+    mini_port: 0,
     task_start: 0,
     task_files: 0,
     files_table: 0,
@@ -45,7 +48,8 @@ static SETTINGS: Settings = Settings {
     observe_release: 0,
     observe_exit: 0,
     raw_group_dead: 0,
-    pad: 0,
+    observe_put: 0,
+    pad: [0; 4],
 };
 
 /// One setting. A macro, so that only this field is read.

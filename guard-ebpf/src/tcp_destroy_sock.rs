@@ -5,13 +5,13 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{raw_tracepoint, tracepoint};
 use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
 use guard_common::tcp_destroy_sock::{ARG_SK, DPORT, SKADDR, SPORT};
-use guard_common::{COMM_LEN, KIND_RELEASED, SocketEvent, TCP_LISTEN, WatchKey, watch};
+use guard_common::{COMM_LEN, KIND_RELEASED, LostReason, SocketEvent, TCP_LISTEN, WatchKey, watch};
 
 use crate::emit::{emit, header};
 use crate::settings::setting;
 use crate::skip::{Skip, settle};
 use crate::sock::Sock;
-use crate::socket::{Details, Socket, argument, bytes, context, field, netns, port_is_watched};
+use crate::socket::{Details, Socket, argument, bytes, context, field, netns, port_is_watched, read};
 use crate::{current, maps};
 
 #[raw_tracepoint]
@@ -35,6 +35,10 @@ fn try_destroy_sock(ctx: &impl EbpfContext, socket: &impl Socket) -> Result<(), 
     // SAFETY: the value is copied at once; only this program removes this socket's entry.
     let listener = unsafe { maps::CLOSING.get(skaddr) }.copied();
     let (key, was_listener) = if let Some(closing) = listener {
+        if setting!(observe_put) == 1 && has_bucket(skaddr)? {
+            // It is about to be put, which is the moment that counts.
+            return Err(Skip::Unrelated);
+        }
         // It is there, so this hardly fails; an entry left behind costs one hint too many.
         let _removed = maps::CLOSING.remove(skaddr);
         (closing.key, true)
@@ -53,6 +57,28 @@ fn try_destroy_sock(ctx: &impl EbpfContext, socket: &impl Socket) -> Result<(), 
         return Err(Skip::Unrelated);
     }
 
+    report_release(KIND_RELEASED, socket, key, was_listener)?;
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(ctx, "sock 0x{:x} port {}: released", skaddr, key.port);
+    Ok(())
+}
+
+/// Whether the socket still has its port.
+#[inline(always)]
+fn has_bucket(skaddr: u64) -> Result<bool, Skip> {
+    let bucket: u64 =
+        read(skaddr, setting!(sock_bucket) as usize).map_err(|_| Skip::Lost(LostReason::ReadSocket))?;
+    Ok(bucket != 0)
+}
+
+/// Tells of a release as a record of this `kind`.
+#[inline(always)]
+pub(crate) fn report_release(
+    kind: u16,
+    socket: &impl Socket,
+    key: WatchKey,
+    was_listener: bool,
+) -> Result<(), Skip> {
     let (mut tgid, mut comm) = (0, [0; COMM_LEN]);
     if was_listener && let Some(ids) = current::ids() {
         tgid = ids.tgid;
@@ -60,8 +86,8 @@ fn try_destroy_sock(ctx: &impl EbpfContext, socket: &impl Socket) -> Result<(), 
     }
     let details = socket.details();
     emit(SocketEvent {
-        header: header::<SocketEvent>(KIND_RELEASED),
-        skaddr,
+        header: header::<SocketEvent>(kind),
+        skaddr: socket.skaddr(),
         cookie: details.cookie,
         netns: key.netns,
         tgid,
@@ -73,10 +99,7 @@ fn try_destroy_sock(ctx: &impl EbpfContext, socket: &impl Socket) -> Result<(), 
         local_addr: bytes(details.local_addr),
         remote_addr: bytes(details.remote_addr),
         comm,
-    })?;
-    #[cfg(feature = "log")]
-    aya_log_ebpf::debug!(ctx, "sock 0x{:x} port {}: released", skaddr, key.port);
-    Ok(())
+    })
 }
 
 /// The classic tracepoint's record.

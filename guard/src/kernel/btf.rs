@@ -60,12 +60,14 @@ pub enum BtfError {
 pub struct Found<const M: usize, const P: usize> {
     /// Offsets of the members in bytes; `None` for one that is missing or a bit field.
     pub offsets: [Option<u32>; M],
-    /// Numbers of parameters of the function types.
+    /// Numbers of parameters of the functions.
     pub parameters: [Option<usize>; P],
+    /// The functions' own numbers among the types.
+    pub numbers: [Option<u32>; P],
 }
 
-/// Looks up `members`, and `functions` (typedefs of a pointer to a function), in
-/// the running kernel.
+/// Looks up `members`, and `functions` (the kernel's own, and typedefs of a
+/// pointer to a function), in the running kernel.
 ///
 /// # Errors
 ///
@@ -215,18 +217,19 @@ impl<'a> Types<'a> {
         members: &[Member; M],
         functions: &[&str; P],
     ) -> Found<M, P> {
-        let mut found = Found { offsets: [None; M], parameters: [None; P] };
-        for (at, kind, name) in self.names() {
+        let mut found = Found { offsets: [None; M], parameters: [None; P], numbers: [None; P] };
+        for (number, (at, kind, name)) in (1..).zip(self.names()) {
             if kind == kind::STRUCT {
                 for (slot, member) in found.offsets.iter_mut().zip(members) {
                     if slot.is_none() && self.named(name, member.structure) {
                         *slot = self.resolve(at, member.path, 0);
                     }
                 }
-            } else if kind == kind::TYPEDEF {
-                for (slot, function) in found.parameters.iter_mut().zip(functions) {
+            } else if matches!(kind, kind::TYPEDEF | kind::FUNC) {
+                let slots = found.parameters.iter_mut().zip(&mut found.numbers);
+                for ((slot, its_number), function) in slots.zip(functions) {
                     if slot.is_none() && self.named(name, function) {
-                        *slot = self.parameters(at);
+                        (*slot, *its_number) = (self.parameters(at), Some(number));
                     }
                 }
             }
@@ -301,8 +304,14 @@ impl<'a> Types<'a> {
         None
     }
 
-    /// Number of parameters of the function that the typedef at `at` points to.
+    /// Number of parameters of the function at `at`, or of the one that the
+    /// typedef there points to.
     fn parameters(&self, at: usize) -> Option<usize> {
+        let found = self.at(at)?;
+        if found.kind == kind::FUNC {
+            let prototype = self.at(self.place(found.target)?)?;
+            return (prototype.kind == kind::FUNC_PROTO).then_some(prototype.members);
+        }
         let pointer = self.at(self.place(self.at(at)?.target)?)?;
         let function = self.at(self.place(pointer.target)?)?;
         (pointer.kind == kind::PTR && function.kind == kind::FUNC_PROTO).then_some(function.members)
@@ -474,11 +483,13 @@ mod tests {
             Member { structure: "task_struct", path: &["comm"] },
             Member { structure: "task_struct", path: &["portguard"] },
         ];
-        let found = kernel_types(&members, &["btf_trace_sched_process_exec"]).unwrap();
+        let functions = ["btf_trace_sched_process_exec", "inet_put_port", "portguard"];
+        let found = kernel_types(&members, &functions).unwrap();
         let [pid, comm, absent] = found.offsets;
         assert!(pid.is_some() && comm.is_some() && pid != comm);
         assert_eq!(absent, None);
-        // (data, task, old_pid, bprm)
-        assert_eq!(found.parameters, [Some(4)]);
+        // (data, task, old_pid, bprm) and (sk)
+        assert_eq!(found.parameters, [Some(4), Some(1), None]);
+        assert!(found.numbers[1].is_some() && found.numbers[2].is_none());
     }
 }

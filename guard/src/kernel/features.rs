@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::bind;
+use super::bpf;
 use super::pidfd::{self, PidFd, PidFdError};
 use super::procfs::{self, HidePid};
 use super::sock_diag::{DestroyError, DestroyedSockets, SockDiag, SockDiagError};
@@ -80,8 +81,8 @@ pub struct Feature {
     pub answer: Answer,
 }
 
-/// Every feature that needs no BPF program to find out, in the order in which
-/// to show them. It takes a few milliseconds: a child process is started and
+/// Every feature that needs none of portguard's BPF programs to find out, in the
+/// order in which to show them. It takes a few milliseconds: a child process is started and
 /// ended for one of them, and sockets on kernel-chosen ports live for a moment.
 pub fn all() -> Vec<Feature> {
     let feature = |name, used_for, answer| Feature { name, used_for, answer };
@@ -98,6 +99,12 @@ pub fn all() -> Vec<Feature> {
         feature("ipv6", "IPv6 endpoints", ipv6()),
         feature("btf", "the ebpf tier", btf()),
         feature("no_lockdown", "the ebpf tier", no_lockdown()),
+        feature(
+            "kernel_functions",
+            "the exact moments of release and of the end of TIME_WAIT, and failed binds at no cost to others",
+            bpf::may_hook_functions(),
+        ),
+        feature("tracefs", "the ebpf tier on a kernel without BTF", bpf::tracefs()),
         feature(
             "unprivileged_bpf",
             "the ebpf tier without CAP_BPF (portguard never relies on it)",
@@ -140,7 +147,10 @@ fn capability(name: &str, bit: u32) -> Answer {
     match procfs::effective_capabilities() {
         Ok(set) => Answer::yes_or(
             set & (1 << bit) != 0,
-            format_args!("{name} is not among the effective capabilities"),
+            format_args!(
+                "{name} is not among the effective capabilities; run portguard as root, or in a unit with \
+                 AmbientCapabilities={name}"
+            ),
         ),
         Err(error) => Answer::could_not_tell(error),
     }
@@ -269,9 +279,9 @@ fn rehearse_getfd(pid: Pid) -> Result<(), Errno> {
 fn getfd_answer(rehearsal: Result<(), Errno>) -> Answer {
     match rehearsal {
         Ok(()) | Err(Errno::BADF) => Answer::Yes,
-        Err(Errno::PERM | Errno::ACCESS) => {
-            Answer::no("a security module (such as Yama's ptrace_scope) forbids it")
-        }
+        Err(Errno::PERM | Errno::ACCESS) => Answer::no(
+            "a security module forbids it; if it is Yama, `sysctl kernel.yama.ptrace_scope=2` or lower allows it",
+        ),
         Err(Errno::NOSYS) => Answer::no("it needs Linux 5.6"),
         Err(errno) => Answer::could_not_tell(errno),
     }
@@ -314,7 +324,9 @@ pub fn all_processes() -> Answer {
     match procfs::hidepid() {
         Ok(HidePid::Invisible | HidePid::Ptraceable) => match procfs::what_is_unseen() {
             Ok(None) => may_trace(),
-            Ok(Some(_)) => Answer::no("/proc is mounted with hidepid, and CAP_SYS_PTRACE is missing"),
+            Ok(Some(_)) => Answer::no(
+                "/proc is mounted with hidepid and CAP_SYS_PTRACE is missing: give it, or `mount -o remount,hidepid=0 /proc`",
+            ),
             Err(error) => Answer::could_not_tell(error),
         },
         Ok(HidePid::Off | HidePid::NoAccess) => may_trace(),
@@ -380,7 +392,12 @@ pub fn no_lockdown() -> Answer {
     match fs::read_to_string(path) {
         Ok(text) => lockdown_mode(&text).map_or_else(
             || Answer::could_not_tell(format_args!("{path} has an unexpected form")),
-            |mode| Answer::yes_or(mode != "confidentiality", "the kernel is locked down (confidentiality)"),
+            |mode| {
+                Answer::yes_or(
+                    mode != "confidentiality",
+                    "the kernel is locked down (confidentiality): boot without lockdown=confidentiality",
+                )
+            },
         ),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Answer::could_not_tell(format_args!(
             "{path} is not there: securityfs is not mounted, or there is no lockdown"

@@ -22,7 +22,7 @@ pub(super) struct EbpfSource {
     owners: BTreeMap<Tgid, ProcessId>,
     losers: Losers,
     lost: u64,
-    /// Events came since the last full count of what was lost.
+    /// Nothing came yet, or events came since the last full count of what was lost.
     unchecked: bool,
 }
 
@@ -47,12 +47,16 @@ impl EbpfSource {
     /// Needs a running tokio reactor.
     pub(super) fn new(mut bpf: Bpf) -> io::Result<Self> {
         for loss in bpf.losses() {
-            warn!(%loss, "the ebpf tier does without");
+            if loss.is_minor() {
+                debug!(%loss, "the ebpf tier does without");
+            } else {
+                warn!(%loss, "the ebpf tier does without");
+            }
         }
         let log = bpf.take_log();
         // SAFETY: the ring buffer owns its descriptor, keeps it for its whole life and always names the same one.
         let bpf = unsafe { AsyncFd::register_with_interest(BpfFd(bpf), Interest::READABLE) }?;
-        Ok(Self { bpf, log, owners: BTreeMap::new(), losers: Losers::new(), lost: 0, unchecked: false })
+        Ok(Self { bpf, log, owners: BTreeMap::new(), losers: Losers::new(), lost: 0, unchecked: true })
     }
 
     /// Reports the beginning of this process's exit too.
@@ -73,8 +77,12 @@ impl EbpfSource {
         let Self { bpf, log, owners, losers, lost, unchecked } = self;
         if std::mem::take(unchecked) {
             // The last facts are dealt with: now there is time to ask how often
-            // the kernel skipped a program, which is slow to read.
-            report_lost(bpf.get_ref().0.lost(), lost, facts)?;
+            // the kernel skipped a program, which is slow to read. Before the first
+            // event, all that is slow for the first time only is done here (pages
+            // that are touched, CPUs that are counted), and not when a gate waits.
+            let source = &mut bpf.get_mut().0;
+            source.drain(|event| take_in(event, owners, losers, facts));
+            report_lost(source.lost(), lost, facts)?;
             if !facts.is_empty() {
                 return Ok(());
             }
@@ -89,13 +97,7 @@ impl EbpfSource {
             }
         }
         let source = &mut bpf.get_mut().0;
-        source.drain(|event| {
-            trace!(?event, "kernel event");
-            match event {
-                Event::BindFailed(failed) => losers.add(failed),
-                event => facts.extend(fact(&event, owners)),
-            }
-        });
+        source.drain(|event| take_in(event, owners, losers, facts));
         report_lost(source.lost_quick(), lost, facts)?;
         *unchecked = true;
         if let Some(log) = log {
@@ -103,6 +105,19 @@ impl EbpfSource {
         }
         trace!(at = now().as_nanos(), facts = facts.len(), "ring buffer drained");
         Ok(())
+    }
+}
+
+fn take_in(
+    event: Event,
+    owners: &BTreeMap<Tgid, ProcessId>,
+    losers: &mut Losers,
+    facts: &mut VecDeque<Fact>,
+) {
+    trace!(?event, "kernel event");
+    match event {
+        Event::BindFailed(failed) => losers.add(failed),
+        event => facts.extend(fact(&event, owners)),
     }
 }
 
@@ -146,6 +161,7 @@ fn fact(event: &Event, owners: &BTreeMap<Tgid, ProcessId>) -> Option<Fact> {
         // guard's. Two guards on one port would keep each other awake.
         Event::Released(released) if released.socket.remote.is_none() => return None,
         Event::Released(released) => (Hint::ConnectionReleased { port: released.socket.port }, released.at),
+        Event::TimeWaitEnded(ended) => (Hint::TimeWaitEnded { port: ended.port }, ended.at),
         Event::Exited(exited) => {
             let process = *owners.get(&exited.tgid)?;
             (Hint::OwnerExiting { process, status: exited.status }, exited.at)

@@ -351,6 +351,9 @@ pub(super) fn step(entry: &Entry, context: &Context, tier: Tier) -> Option<Strin
         Entry::Event(Hint::ConnectionReleased { port }) => {
             format!("kernel: a connection on port {port} is destroyed")
         }
+        Entry::Event(Hint::TimeWaitEnded { port }) => {
+            format!("kernel: a TIME_WAIT socket on port {port} is gone")
+        }
         Entry::Event(Hint::OwnerExiting { process, status }) => {
             format!("kernel: pid {process} begins to exit ({})", words::exit_status(*status))
         }

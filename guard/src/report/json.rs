@@ -336,7 +336,7 @@ impl<W: Write> Sink for Json<W> {
             Entry::Event(Hint::SocketReleased { address, port }) => {
                 Body::SocketReleased { address: Some(*address), port: port.get() }
             }
-            Entry::Event(Hint::ConnectionReleased { port }) => {
+            Entry::Event(Hint::ConnectionReleased { port } | Hint::TimeWaitEnded { port }) => {
                 Body::SocketReleased { address: None, port: port.get() }
             }
             Entry::Event(Hint::OwnerExiting { process, status }) => {

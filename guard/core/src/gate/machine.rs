@@ -102,6 +102,8 @@ pub struct Gate {
     /// cannot say: the status is kept only once the parent has taken it.
     exit_statuses: BTreeMap<ProcessId, ExitStatus>,
     rounds: u32,
+    /// TIME_WAIT sockets in the way, less those that were heard of since.
+    expiring: usize,
     /// Failed binds that the next look shall explain.
     losers: Vec<(Instant, Box<FailedBind>)>,
     /// Since when an owner that the guard's user should see is not to be seen.
@@ -146,6 +148,7 @@ impl Gate {
             lingers_on: false,
             exit_statuses: BTreeMap::new(),
             rounds: 0,
+            expiring: 0,
             losers: Vec::new(),
             out_of_sight: None,
             failure: None,
@@ -430,6 +433,7 @@ impl Gate {
             self.seen_at_request = snapshot.processes.values().map(|process| process.id).collect();
         }
         let begun = snapshot.begun;
+        self.count_expiring(snapshot.sockets.iter().map(|(socket, _)| socket));
         let assessment = Assessment::new(snapshot, &self.plan, &self.seen_at_request);
         let owners: BTreeSet<ProcessId> =
             assessment.holders.iter().flat_map(|holder| &holder.owners).map(|owner| owner.id).collect();
@@ -473,6 +477,7 @@ impl Gate {
     }
 
     fn read_table(&mut self, sockets: &[Socket], begun: Instant, now: Instant) {
+        self.count_expiring(sockets.iter());
         let clear = !sockets.iter().any(|socket| worst_conflict(&self.plan, socket) == Some(true));
         self.note_table(clear, begun);
         self.want.snapshot |= !clear && self.assessment.is_none() && !self.asked.snapshot;

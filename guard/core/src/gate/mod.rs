@@ -123,6 +123,11 @@ pub enum Hint {
         /// Its local port.
         port: Port,
     },
+    /// A TIME_WAIT or FIN_WAIT2 socket on the port is gone, by time or otherwise.
+    TimeWaitEnded {
+        /// Its local port.
+        port: Port,
+    },
     /// A process began to exit. Its sockets are still open.
     OwnerExiting {
         /// Who.

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 mod evicting;
 mod evidence;
+mod expiring;
 mod looking;
 mod losing;
 mod waiting;

@@ -1,11 +1,8 @@
 //! User side of what tells of failed binds.
 
-use guard_common::{BIND_FAILED_BY_LISTEN, BindFailedEvent, Settings, program, sys_exit};
+use guard_common::{BIND_FAILED_BY_LISTEN, BindFailedEvent, INET_CSK_GET_PORT, Settings, sys_exit};
 use guard_core::model::{Instant, NetnsInode, Port, StartTime, Tgid, Uid};
 use std::net::{IpAddr, Ipv6Addr};
-
-use aya::Ebpf;
-use aya::programs::RawTracePoint;
 
 use super::BpfError;
 use super::event::{Malformed, comm, instant};
@@ -18,6 +15,9 @@ pub enum FailedBinds {
     /// They are not.
     #[default]
     Unseen,
+    /// They are where the kernel lets a program hook the function that decides
+    /// about binds: that costs nobody else anything.
+    WhereCheap,
     /// They are, even where it takes a program at the end of every system call
     /// of the machine: for the time of a run, not for months.
     AtAnyCost,
@@ -72,12 +72,27 @@ const REGISTERS: Option<Registers> =
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const REGISTERS: Option<Registers> = None;
 
+/// Notes what the program on the deciding function must know.
+///
+/// # Errors
+///
+/// When the kernel lets nobody hook it, or its types are unknown.
+pub(super) fn fit_function(types: &KernelTypes, settings: &mut Settings) -> Result<(), BpfError> {
+    types.hook_function(&INET_CSK_GET_PORT)?;
+    types.resolve_functions(&INET_CSK_GET_PORT, settings)?;
+    types.resolve_sock(&sys_exit::EVENT, settings)?;
+    // Of all this the start time only.
+    types.resolve_descriptors(&sys_exit::EVENT, settings)?;
+    settings.own_tgid = std::process::id();
+    Ok(())
+}
+
 /// Notes what the program at the end of every system call must know.
 ///
 /// # Errors
 ///
 /// When this machine's registers or the kernel's types are unknown.
-pub(super) fn fit(types: &KernelTypes, settings: &mut Settings) -> Result<(), BpfError> {
+pub(super) fn fit_calls(types: &KernelTypes, settings: &mut Settings) -> Result<(), BpfError> {
     let Some(registers) = REGISTERS else {
         return Err(BpfError::Option {
             what: format!("the registers of {} are not known to this portguard", std::env::consts::ARCH),
@@ -90,19 +105,6 @@ pub(super) fn fit(types: &KernelTypes, settings: &mut Settings) -> Result<(), Bp
     (settings.regs_first, settings.regs_second) = (registers.first, registers.second);
     (settings.call_bind, settings.call_listen) = (registers.bind, registers.listen);
     settings.own_tgid = std::process::id();
-    Ok(())
-}
-
-/// Attaches to the end of every system call.
-pub(super) fn attach(ebpf: &mut Ebpf) -> Result<(), BpfError> {
-    const SUBJECT: &str = "the program on the raw tracepoint sys_exit";
-    let name = program::RAW_SYS_EXIT;
-    let program = ebpf.program_mut(name).ok_or(BpfError::missing("program", name))?;
-    let program: &mut RawTracePoint =
-        program.try_into().map_err(|error| BpfError::sort("use", SUBJECT, error))?;
-    program.load().map_err(|error| BpfError::sort("load", SUBJECT, error))?;
-    let _link =
-        program.attach(sys_exit::EVENT.name).map_err(|error| BpfError::sort("attach", SUBJECT, error))?;
     Ok(())
 }
 

@@ -113,12 +113,9 @@ impl BpfError {
         }
     }
 
-    /// The kernel's types do not show what a raw tracepoint needs.
-    pub(super) fn untold(
-        tracepoint: &'static str,
-        error: impl std::error::Error + Send + Sync + 'static,
-    ) -> Self {
-        let subject = format!("the raw tracepoint {tracepoint}");
+    /// The kernel's types do not show what a raw tracepoint or function needs.
+    pub(super) fn untold(hook: &'static str, error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        let subject = format!("the raw tracepoint or function {hook}");
         let needs = "fitting types in BTF (Linux 5.6 or newer with CONFIG_DEBUG_INFO_BTF)";
         Self::Unsupported { operation: "use", subject, needs, source: Source::new(error) }
     }
@@ -128,6 +125,11 @@ impl BpfError {
         let subject = "the iterator task_file".into();
         let needs = "BPF iterators and fitting types in BTF (Linux 5.8 or newer with CONFIG_DEBUG_INFO_BTF)";
         Self::Unsupported { operation: "use", subject, needs, source: Source::new(error) }
+    }
+
+    /// Programs cannot be put on kernel functions, in the words of the rehearsal.
+    pub(super) fn no_functions(function: &'static str, because: &str) -> Self {
+        Self::Option { what: format!("cannot hook the kernel function {function}: {because}") }
     }
 
     /// A failure that is not aya's.

@@ -2,11 +2,13 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
 use guard_common::{
-    ABI, Header, KIND_BIND_FAILED, KIND_EXITED, KIND_RELEASED, KIND_STATE_CHANGED, SocketEvent,
+    ABI, Header, KIND_BIND_FAILED, KIND_EXITED, KIND_PORT_PUT, KIND_RELEASED, KIND_STATE_CHANGED,
+    KIND_TIME_WAIT_ENDED, SocketEvent,
 };
 use guard_core::model::{ExitStatus, Instant, NetnsInode, Port, SocketCookie, TcpState, Tgid};
 
 use super::bind_failed::{self, BindFailed};
+use super::inet_twsk_kill::{self, TimeWaitEnded};
 use super::{inet_sock_set_state, sched_process_exit, tcp_destroy_sock};
 
 /// What a BPF program reported. Every event is a hint: a reason to look.
@@ -15,10 +17,12 @@ pub enum Event {
     /// A socket on a watched port is about to change its TCP state.
     StateChanged(StateChanged),
     /// The kernel destroys a socket on a watched port; the port is released
-    /// well under a microsecond later.
+    /// well under a microsecond later, or was just now.
     Released(Released),
     /// The last thread of an owner exits; its sockets are still open.
     Exited(Exited),
+    /// A TIME_WAIT or FIN_WAIT2 socket on a watched port is gone.
+    TimeWaitEnded(TimeWaitEnded),
     /// Somebody else failed to bind a watched port.
     BindFailed(BindFailed),
     /// A record of a kind that this version does not know.
@@ -58,11 +62,13 @@ impl StateChanged {
     }
 }
 
-/// `tcp:tcp_destroy_sock`
+/// `tcp:tcp_destroy_sock`, or for a listener the exit of `inet_put_port`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Released {
-    /// Just before the bind bucket is released.
+    /// Just before the bind bucket is released, or just after.
     pub at: Instant,
+    /// It was just after: nothing of this socket is in anybody's way any more.
+    pub exact: bool,
     /// Which socket. Its address may be used for another one from now on.
     pub socket: KernelSocket,
     /// It had been listening on the watched port.
@@ -135,7 +141,8 @@ impl Event {
         }
         Ok(match header.kind {
             KIND_STATE_CHANGED => Self::StateChanged(inet_sock_set_state::decode(&copy(record)?)?),
-            KIND_RELEASED => Self::Released(tcp_destroy_sock::decode(&copy(record)?)?),
+            KIND_RELEASED | KIND_PORT_PUT => Self::Released(tcp_destroy_sock::decode(&copy(record)?)?),
+            KIND_TIME_WAIT_ENDED => Self::TimeWaitEnded(inet_twsk_kill::decode(&copy(record)?)?),
             KIND_EXITED => Self::Exited(sched_process_exit::decode(&copy(record)?)),
             KIND_BIND_FAILED => Self::BindFailed(bind_failed::decode(&copy(record)?)?),
             kind => Self::Unknown { kind, at: instant(&header) },
@@ -192,6 +199,8 @@ unsafe impl Wire for SocketEvent {}
 unsafe impl Wire for guard_common::ExitEvent {}
 // SAFETY: as above.
 unsafe impl Wire for guard_common::BindFailedEvent {}
+// SAFETY: as above.
+unsafe impl Wire for guard_common::TimeWaitEvent {}
 
 /// The beginning of `record` as a `T`; it may be longer.
 pub(super) fn copy<T: Wire>(record: &[u8]) -> Result<T, Malformed> {

@@ -1,81 +1,144 @@
 //! What the hooks have in common.
 
+use std::collections::BTreeMap;
+
 use aya::Ebpf;
-use aya::programs::{Program, ProgramError, RawTracePoint, TracePoint};
-use guard_common::{Event, program};
+use aya::programs::{FEntry, FExit, Program, ProgramError, ProgramFd, RawTracePoint, TracePoint};
+use guard_common::{Event, Function, program};
 
 use super::lost::Misses;
+use super::task_file::numbered;
 use super::{AttachedBy, BpfError};
 use crate::kernel::bpf::tracefs::{Format, TracefsError};
 
-/// A tracepoint and the two programs of which one is attached to it.
+/// The numbers of kernel functions among the kernel's types, by name.
+pub(super) type FunctionNumbers = BTreeMap<&'static str, u32>;
+
+/// Where programs are attached. Each is optional but the one on state changes.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Hook {
-    pub(super) event: Event,
-    raw: &'static str,
-    classic: &'static str,
+pub(super) enum Hook {
+    /// A tracepoint and the two programs of which one is attached to it.
+    Tracepoint { event: Event, raw: &'static str, classic: &'static str },
+    /// A tracepoint with a program on the raw one only.
+    Raw { event: Event, program: &'static str },
+    /// A kernel function and the programs on its entry and its exit.
+    Function { function: Function, entry: Option<&'static str>, exit: &'static str },
 }
 
-pub(super) static SET_STATE: Hook = Hook {
+pub(super) static SET_STATE: Hook = Hook::Tracepoint {
     event: guard_common::inet_sock_set_state::EVENT,
     raw: program::RAW_SET_STATE,
     classic: program::SET_STATE,
 };
-pub(super) static DESTROY_SOCK: Hook = Hook {
+pub(super) static DESTROY_SOCK: Hook = Hook::Tracepoint {
     event: guard_common::tcp_destroy_sock::EVENT,
     raw: program::RAW_DESTROY_SOCK,
     classic: program::DESTROY_SOCK,
 };
-pub(super) static PROCESS_EXIT: Hook = Hook {
+pub(super) static PROCESS_EXIT: Hook = Hook::Tracepoint {
     event: guard_common::sched_process_exit::EVENT,
     raw: program::RAW_PROCESS_EXIT,
     classic: program::PROCESS_EXIT,
 };
+pub(super) static SYS_EXIT: Hook =
+    Hook::Raw { event: guard_common::sys_exit::EVENT, program: program::RAW_SYS_EXIT };
+pub(super) static PUT_PORT: Hook =
+    Hook::Function { function: guard_common::INET_PUT_PORT, entry: None, exit: program::PUT_PORT };
+pub(super) static TWSK_KILL: Hook = Hook::Function {
+    function: guard_common::INET_TWSK_KILL,
+    entry: Some(program::TWSK_ENTER),
+    exit: program::TWSK_EXIT,
+};
+pub(super) static GET_PORT: Hook =
+    Hook::Function { function: guard_common::INET_CSK_GET_PORT, entry: None, exit: program::GET_PORT };
 
 impl Hook {
-    /// Has the kernel verify the program of this kind; the other one stays unknown to it.
-    pub(super) fn load(&self, ebpf: &mut Ebpf, by: AttachedBy) -> Result<(), BpfError> {
-        let loaded = match by {
-            AttachedBy::Raw => self.program::<RawTracePoint>(ebpf, by)?.load(),
-            AttachedBy::Classic => self.program::<TracePoint>(ebpf, by)?.load(),
-        };
-        loaded.map_err(|error| BpfError::sort("load", self.subject(by), error))
-    }
-
-    /// Attaches the loaded program of this kind. The link stays in `ebpf` and is
-    /// detached when that is dropped.
-    pub(super) fn attach(&self, ebpf: &mut Ebpf, by: AttachedBy) -> Result<Option<Misses>, BpfError> {
-        let refused = |error| BpfError::sort("attach", self.subject(by), error);
-        let fd = match by {
-            AttachedBy::Raw => {
-                let program = self.program::<RawTracePoint>(ebpf, by)?;
-                let _link = program.attach(self.event.name).map_err(refused)?;
-                program.fd()
+    /// Has the kernel verify the programs of this kind; the others stay unknown to
+    /// it. `numbers` tells the numbers of functions among the kernel's types.
+    pub(super) fn load(
+        &self,
+        ebpf: &mut Ebpf,
+        by: AttachedBy,
+        numbers: &FunctionNumbers,
+    ) -> Result<(), BpfError> {
+        let refused = |error| BpfError::sort("load", self.subject(by), error);
+        match (self, by) {
+            (Self::Tracepoint { raw: name, .. }, AttachedBy::Raw) | (Self::Raw { program: name, .. }, _) => {
+                self.program::<RawTracePoint>(ebpf, by, name)?.load().map_err(refused)
             }
-            AttachedBy::Classic => {
-                let program = self.program::<TracePoint>(ebpf, by)?;
-                let _link = program.attach(self.event.category, self.event.name).map_err(refused)?;
-                program.fd()
+            (Self::Tracepoint { classic, .. }, AttachedBy::Classic) => {
+                self.program::<TracePoint>(ebpf, by, classic)?.load().map_err(refused)
             }
-        };
-        Ok(fd.ok().and_then(Misses::of))
-    }
-
-    fn subject(&self, by: AttachedBy) -> String {
-        match by {
-            AttachedBy::Raw => format!("the program on the raw tracepoint {}", self.event.name),
-            AttachedBy::Classic => format!("the program on {}:{}", self.event.category, self.event.name),
+            (Self::Function { function, entry, exit }, _) => {
+                let number =
+                    numbers.get(function.name).ok_or(BpfError::missing("function", function.name))?;
+                let types = &numbered(function.name, *number)?;
+                if let Some(entry) = entry {
+                    self.program::<FEntry>(ebpf, by, entry)?.load(function.name, types).map_err(refused)?;
+                }
+                self.program::<FExit>(ebpf, by, exit)?.load(function.name, types).map_err(refused)
+            }
         }
     }
 
-    fn program<'a, P>(&self, ebpf: &'a mut Ebpf, by: AttachedBy) -> Result<&'a mut P, BpfError>
+    /// Attaches the loaded programs of this kind. The links stay in `ebpf` and are
+    /// detached when that is dropped.
+    pub(super) fn attach(&self, ebpf: &mut Ebpf, by: AttachedBy) -> Result<Vec<Misses>, BpfError> {
+        let refused = |error| BpfError::sort("attach", self.subject(by), error);
+        let misses = |fd: Result<&ProgramFd, ProgramError>| fd.ok().and_then(Misses::of);
+        Ok(match (self, by) {
+            (Self::Tracepoint { event, raw, .. }, AttachedBy::Raw) => {
+                let program = self.program::<RawTracePoint>(ebpf, by, raw)?;
+                let _link = program.attach(event.name).map_err(refused)?;
+                misses(program.fd()).into_iter().collect()
+            }
+            (Self::Tracepoint { event, classic, .. }, AttachedBy::Classic) => {
+                let program = self.program::<TracePoint>(ebpf, by, classic)?;
+                let _link = program.attach(event.category, event.name).map_err(refused)?;
+                misses(program.fd()).into_iter().collect()
+            }
+            // Its misses are not counted: a failed bind changes nothing on the port.
+            (Self::Raw { event, program }, _) => {
+                let _link =
+                    self.program::<RawTracePoint>(ebpf, by, program)?.attach(event.name).map_err(refused)?;
+                Vec::new()
+            }
+            // The exit first: an entry without one would leave something behind.
+            (Self::Function { entry, exit, .. }, _) => {
+                let program = self.program::<FExit>(ebpf, by, exit)?;
+                let _link = program.attach().map_err(refused)?;
+                let mut all: Vec<Misses> = misses(program.fd()).into_iter().collect();
+                if let Some(entry) = entry {
+                    let program = self.program::<FEntry>(ebpf, by, entry)?;
+                    let _link = program.attach().map_err(refused)?;
+                    all.extend(misses(program.fd()));
+                }
+                all
+            }
+        })
+    }
+
+    fn subject(&self, by: AttachedBy) -> String {
+        match (self, by) {
+            (Self::Tracepoint { event, .. }, AttachedBy::Raw) | (Self::Raw { event, .. }, _) => {
+                format!("the program on the raw tracepoint {}", event.name)
+            }
+            (Self::Tracepoint { event, .. }, AttachedBy::Classic) => {
+                format!("the program on {}:{}", event.category, event.name)
+            }
+            (Self::Function { function, .. }, _) => format!("the programs on the function {}", function.name),
+        }
+    }
+
+    fn program<'a, P>(
+        &self,
+        ebpf: &'a mut Ebpf,
+        by: AttachedBy,
+        name: &'static str,
+    ) -> Result<&'a mut P, BpfError>
     where
         &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
     {
-        let name = match by {
-            AttachedBy::Raw => self.raw,
-            AttachedBy::Classic => self.classic,
-        };
         let program = ebpf.program_mut(name).ok_or(BpfError::missing("program", name))?;
         program.try_into().map_err(|error| BpfError::sort("use", self.subject(by), error))
     }

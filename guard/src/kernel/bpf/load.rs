@@ -6,12 +6,14 @@ use aya::maps::{self, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use guard_common::{LostReason, Settings, map, symbol};
 
-use super::hook::{DESTROY_SOCK, Hook, PROCESS_EXIT, SET_STATE};
+use super::hook::{
+    DESTROY_SOCK, FunctionNumbers, GET_PORT, Hook, PROCESS_EXIT, PUT_PORT, SET_STATE, SYS_EXIT, TWSK_KILL,
+};
 use super::settings::{KernelTypes, resolve_pid_namespace};
 use super::task_file::{OwnerLookup, OwnerTypes};
 use super::{
-    AttachBy, AttachedBy, Bpf, BpfError, BpfOptions, FailedBinds, Loss, Plain, bind_failed,
-    inet_sock_set_state, log, sched_process_exit, tcp_destroy_sock,
+    AttachBy, AttachedBy, Bpf, BpfError, BpfOptions, FailedBinds, Loss, Plain, bind_failed, inet_put_port,
+    inet_sock_set_state, inet_twsk_kill, log, sched_process_exit, tcp_destroy_sock,
 };
 use crate::kernel::bpf::tracefs::Tracefs;
 
@@ -67,7 +69,7 @@ pub(super) fn load_with(options: &BpfOptions, types: &KernelTypes) -> Result<Bpf
 fn load_by(options: &BpfOptions, types: &KernelTypes, way: Way<'_>) -> Result<Bpf, BpfError> {
     let mut refused: Vec<(&Hook, BpfError)> = Vec::new();
     loop {
-        match Attempt::prepare(way, types, &refused)?.run(options) {
+        match Attempt::prepare(way, types, &refused, options.failed_binds)?.run(options) {
             Ok(bpf) => return Ok(bpf),
             Err((Some(hook), error)) if *hook != SET_STATE => refused.push((hook, error)),
             Err((_, error)) => return Err(error),
@@ -82,7 +84,7 @@ pub(super) struct Attempt {
     hooks: Vec<&'static Hook>,
     losses: Vec<Loss>,
     owners: Result<OwnerTypes, BpfError>,
-    failed_binds: Result<(), BpfError>,
+    functions: FunctionNumbers,
 }
 
 impl Attempt {
@@ -90,9 +92,12 @@ impl Attempt {
         way: Way<'_>,
         types: &KernelTypes,
         refused: &[(&Hook, BpfError)],
+        failed_binds: FailedBinds,
     ) -> Result<Self, BpfError> {
         let mut settings = Settings::default();
         let mut losses = Vec::new();
+        let why_not =
+            |hook: &Hook| refused.iter().find(|(refused, _)| *refused == hook).map(|(_, error)| error);
         // The other two come first: once state changes are seen, nothing of what
         // follows them may be missed.
         let mut hooks = Vec::new();
@@ -103,7 +108,7 @@ impl Attempt {
             (&PROCESS_EXIT, sched_process_exit::fit, |why| Loss::ExitUnobserved { why }),
         ];
         for (hook, fit, loss) in optional {
-            if let Some((_, error)) = refused.iter().find(|(refused, _)| *refused == hook) {
+            if let Some(error) = why_not(hook) {
                 losses.push(loss(error.to_string()));
                 continue;
             }
@@ -114,16 +119,52 @@ impl Attempt {
                 (Err(error), Way::Classic(_)) => losses.push(loss(error.to_string())),
             }
         }
+        type FitFunction = fn(&KernelTypes, &mut Settings) -> Result<(), BpfError>;
+        let functions: [(&Hook, FitFunction, Without); 2] = [
+            (&PUT_PORT, inet_put_port::fit, |why| Loss::ReleaseNotExact { why }),
+            (&TWSK_KILL, inet_twsk_kill::fit, |why| Loss::TimeWaitUnseen { why }),
+        ];
+        for (hook, fit, loss) in functions {
+            // The exact release is looked for where the beginning of one is seen.
+            if *hook == PUT_PORT && !hooks.contains(&&DESTROY_SOCK) {
+                continue;
+            }
+            let fitting = match why_not(hook) {
+                Some(error) => Err(error.to_string()),
+                None => fit(types, &mut settings).map_err(|error| error.to_string()),
+            };
+            match fitting {
+                // Before those who rely on them.
+                Ok(()) => hooks.insert(0, hook),
+                Err(why) => losses.push(loss(why)),
+            }
+        }
         inet_sock_set_state::fit(way, types, &mut settings)?;
         hooks.push(&SET_STATE);
+        if failed_binds != FailedBinds::Unseen {
+            let on_function = match why_not(&GET_PORT) {
+                Some(error) => Err(error.to_string()),
+                None => bind_failed::fit_function(types, &mut settings).map_err(|error| error.to_string()),
+            };
+            let chosen = on_function.map(|()| &GET_PORT).or_else(|why| match why_not(&SYS_EXIT) {
+                Some(error) => Err(error.to_string()),
+                None if failed_binds == FailedBinds::WhereCheap => Err(why),
+                None => bind_failed::fit_calls(types, &mut settings)
+                    .map(|()| &SYS_EXIT)
+                    .map_err(|e| e.to_string()),
+            });
+            match chosen {
+                Ok(hook) => hooks.push(hook),
+                Err(why) => losses.push(Loss::FailedBindsUnseen { why }),
+            }
+        }
         types.resolve(&mut settings, &mut losses);
         resolve_pid_namespace(&mut settings, &mut losses);
-        let failed_binds = bind_failed::fit(types, &mut settings);
         let by = match way {
             Way::Raw => AttachedBy::Raw,
             Way::Classic(_) => AttachedBy::Classic,
         };
-        Ok(Self { settings, by, hooks, losses, owners: types.owners(), failed_binds })
+        Ok(Self { settings, by, hooks, losses, owners: types.owners(), functions: types.numbers() })
     }
 
     /// On an error, also the hook that it concerns.
@@ -133,7 +174,7 @@ impl Attempt {
         for &hook in &self.hooks {
             #[cfg(test)]
             super::refusal::check(hook).map_err(|error| (Some(hook), error))?;
-            hook.load(&mut ebpf, self.by).map_err(|error| (Some(hook), error))?;
+            hook.load(&mut ebpf, self.by, &self.functions).map_err(|error| (Some(hook), error))?;
         }
         let log = if options.log { log::take(&mut ebpf).map_err(alone)? } else { None };
         let mut bpf = self.fill(ebpf, options, log).map_err(alone)?;
@@ -145,12 +186,6 @@ impl Attempt {
         match self.owners.and_then(|types| OwnerLookup::take(&mut bpf.ebpf, types)) {
             Ok(lookup) => bpf.owner_lookup = Some(lookup),
             Err(error) => bpf.losses.push(Loss::OwnersFromProc { why: error.to_string() }),
-        }
-        if options.failed_binds != FailedBinds::Unseen {
-            // Its misses are not counted: a failed bind changes nothing on the port.
-            let attached = self.failed_binds.and_then(|()| bind_failed::attach(&mut bpf.ebpf));
-            let unseen = |error: BpfError| Loss::FailedBindsUnseen { why: error.to_string() };
-            bpf.losses.extend(attached.err().map(unseen));
         }
         Ok(bpf)
     }

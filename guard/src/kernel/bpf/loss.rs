@@ -34,6 +34,16 @@ pub enum Loss {
         /// Why.
         why: String,
     },
+    /// The release of a port is seen at its beginning, not at its end.
+    ReleaseNotExact {
+        /// Why.
+        why: String,
+    },
+    /// The end of TIME_WAIT is not seen, only known in advance.
+    TimeWaitUnseen {
+        /// Why.
+        why: String,
+    },
     /// Failed binds are not reported.
     FailedBindsUnseen {
         /// Why.
@@ -44,6 +54,17 @@ pub enum Loss {
         /// Why.
         why: String,
     },
+}
+
+impl Loss {
+    /// Many good kernels tell no more than this, and it costs a gate microseconds
+    /// at most: nothing to warn of.
+    pub const fn is_minor(&self) -> bool {
+        matches!(
+            self,
+            Self::ReleaseNotExact { .. } | Self::TimeWaitUnseen { .. } | Self::FailedBindsUnseen { .. }
+        )
+    }
 }
 
 impl fmt::Display for Loss {
@@ -62,6 +83,12 @@ impl fmt::Display for Loss {
             }
             Self::OwnersFromProc { why } => {
                 ("owners are looked up in /proc, which is slower and does not show every process", why)
+            }
+            Self::ReleaseNotExact { why } => {
+                ("the release of a port is seen when it begins, under a microsecond early", why)
+            }
+            Self::TimeWaitUnseen { why } => {
+                ("the end of TIME_WAIT is not seen, and awaited by its time of expiry", why)
             }
             Self::FailedBindsUnseen { why } => ("who else fails to bind the port is not seen", why),
             Self::TasksUnknown { why } => {

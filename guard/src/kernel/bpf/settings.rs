@@ -5,13 +5,18 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, OnceLock};
 
-use guard_common::{Event, Settings, inet_sock_set_state, sched_process_exit, sys_exit, tcp_destroy_sock};
+use guard_common::{
+    Event, Function, INET_CSK_GET_PORT, INET_PUT_PORT, INET_TWSK_KILL, Settings, inet_sock_set_state,
+    sched_process_exit, sys_exit, tcp_destroy_sock,
+};
 use nix::sys::stat::{major, minor};
 use thiserror::Error;
 
+use super::hook::FunctionNumbers;
 use super::task_file::OwnerTypes;
-use super::{BpfError, Loss};
+use super::{BpfError, Loss, rehearsal};
 use crate::kernel::btf::{BtfError, Found, Member, Types, vmlinux};
+use crate::kernel::features::Answer;
 
 /// `PROC_PID_INIT_INO` of `include/linux/proc_ns.h`: the initial PID namespace.
 const INIT_PID_NAMESPACE: u64 = 0xefff_fffc;
@@ -20,7 +25,7 @@ const NO_PID_NAMESPACE: u64 = 1;
 
 /// The members that the programs read, in the order in which [`KernelTypes`] takes them apart.
 /// `struct inet_sock` begins with its `struct sock`, and that with its `sock_common`.
-const MEMBERS: [Member; 23] = [
+const MEMBERS: [Member; 26] = [
     Member { structure: "sock_common", path: &["skc_net", "net"] },
     Member { structure: "sock_common", path: &["skc_cookie"] },
     Member { structure: "net", path: &["ns", "inum"] },
@@ -37,6 +42,9 @@ const MEMBERS: [Member; 23] = [
     Member { structure: "fdtable", path: &["fd"] },
     Member { structure: "file", path: &["private_data"] },
     Member { structure: "socket", path: &["sk"] },
+    Member { structure: "inet_connection_sock", path: &["icsk_bind_hash"] },
+    Member { structure: "sock_common", path: &["skc_state"] },
+    Member { structure: "inet_timewait_sock", path: &["tw_sport"] },
     Member { structure: "sock_common", path: &["skc_family"] },
     // A bit field before 5.6, so not found there.
     Member { structure: "sock", path: &["sk_protocol"] },
@@ -48,12 +56,15 @@ const MEMBERS: [Member; 23] = [
     Member { structure: "sock_common", path: &["skc_v6_daddr"] },
 ];
 
-/// The arguments of raw tracepoints.
-const PROTOTYPES: [&str; 4] = [
+/// The arguments of raw tracepoints, and of functions.
+const PROTOTYPES: [&str; 7] = [
     inet_sock_set_state::EVENT.prototype,
     tcp_destroy_sock::EVENT.prototype,
     sched_process_exit::EVENT.prototype,
     sys_exit::EVENT.prototype,
+    INET_PUT_PORT.name,
+    INET_TWSK_KILL.name,
+    INET_CSK_GET_PORT.name,
 ];
 
 /// What the running kernel tells about its types.
@@ -95,7 +106,11 @@ impl KernelTypes {
     }
 
     pub(super) fn unknown(why: BtfError) -> Self {
-        let found = Found { offsets: [None; MEMBERS.len()], parameters: [None; PROTOTYPES.len()] };
+        let found = Found {
+            offsets: [None; MEMBERS.len()],
+            parameters: [None; PROTOTYPES.len()],
+            numbers: [None; PROTOTYPES.len()],
+        };
         Self { found, owners: None, why: Some(why) }
     }
 
@@ -160,6 +175,44 @@ impl KernelTypes {
         (settings.file_private, settings.socket_sk) = (private, sk);
         // Without them a process is reported without the moment of its birth.
         (settings.task_leader, settings.task_start) = (leader.unwrap_or(0), start.unwrap_or(0));
+        Ok(())
+    }
+
+    /// The numbers of the functions that the kernel's types show.
+    pub(super) fn numbers(&self) -> FunctionNumbers {
+        let numbered = PROTOTYPES.into_iter().zip(self.found.numbers);
+        numbered.filter_map(|(name, number)| Some((name, number?))).collect()
+    }
+
+    /// Makes sure that programs can be put on `function`.
+    pub(super) fn hook_function(&self, function: &Function) -> Result<(), BpfError> {
+        let index = PROTOTYPES.iter().position(|prototype| *prototype == function.name);
+        let parameters = index.and_then(|index| self.found.parameters[index]);
+        let number = index.and_then(|index| self.found.numbers[index]);
+        let (Some(number), Some(true)) = (number, parameters.map(|found| found == function.parameters))
+        else {
+            return Err(BpfError::untold(function.name, Untold { why: self.reason(function.name) }));
+        };
+        match rehearsal::hook_functions(number) {
+            Answer::Yes => Ok(()),
+            Answer::No { because } | Answer::CouldNotTell { because } => {
+                Err(BpfError::no_functions(function.name, &because))
+            }
+        }
+    }
+
+    /// Resolves what the programs on functions read.
+    pub(super) fn resolve_functions(
+        &self,
+        function: &Function,
+        settings: &mut Settings,
+    ) -> Result<(), BpfError> {
+        let [_, _, _, _, _, _, _, _, _, _, _, _, _, _, _, bucket, state, mini_port, ..] = self.found.offsets;
+        let (Some(bucket), Some(state), Some(mini_port)) = (bucket, state, mini_port) else {
+            let why = self.reason("struct inet_connection_sock");
+            return Err(BpfError::untold(function.name, Untold { why }));
+        };
+        (settings.sock_bucket, settings.sock_state, settings.mini_port) = (bucket, state, mini_port);
         Ok(())
     }
 

@@ -251,7 +251,7 @@ unsafe impl Wire for OwnerRecord {}
 ///
 /// aya wants to look the number up by itself, in types that it parsed. The
 /// kernel's own take it 10 ms, and we know the number already.
-fn numbered(function: &str, number: u32) -> Result<Btf, BpfError> {
+pub(super) fn numbered(function: &str, number: u32) -> Result<Btf, BpfError> {
     const FWD: u32 = 7 << 24;
     const FUNC: u32 = 12 << 24;
     const HEADER: u32 = 24;

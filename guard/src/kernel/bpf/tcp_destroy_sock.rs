@@ -1,7 +1,7 @@
 //! User side of `tcp:tcp_destroy_sock`.
 
 use guard_common::tcp_destroy_sock::EVENT;
-use guard_common::{Settings, SocketEvent, TCP_LISTEN};
+use guard_common::{KIND_PORT_PUT, Settings, SocketEvent, TCP_LISTEN};
 
 use super::BpfError;
 use super::event::{Actor, KernelSocket, Malformed, Released, instant};
@@ -31,6 +31,7 @@ pub(super) fn fit(way: Way<'_>, types: &KernelTypes, settings: &mut Settings) ->
 pub(super) fn decode(event: &SocketEvent) -> Result<Released, Malformed> {
     Ok(Released {
         at: instant(&event.header),
+        exact: event.header.kind == KIND_PORT_PUT,
         socket: KernelSocket::decode(event)?,
         was_listener: event.old_state == TCP_LISTEN,
         actor: Actor::decode(event),

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::{CONNECTION_PACE, Gate};
+use crate::gate::assessment::worst_conflict;
 use crate::gate::{Goal, Hint};
-use crate::model::{ExitStatus, Instant, ProcessId};
+use crate::model::{ExitStatus, Instant, ProcessId, Socket, TcpState};
 use crate::timeline::Entry;
 
 impl Gate {
@@ -30,6 +31,19 @@ impl Gate {
                 self.settle = self.settle.min(CONNECTION_PACE);
                 self.recheck_at = self.recheck_at.min(now + CONNECTION_PACE);
             }
+            Hint::TimeWaitEnded { .. } if self.claim_stands => {}
+            // They end by the thousand too. The last one that the table showed is
+            // what a strict bind waits for.
+            Hint::TimeWaitEnded { .. } => {
+                let last = self.expiring == 1;
+                self.expiring = self.expiring.saturating_sub(1);
+                if last && self.is_strict() {
+                    self.hasten(now);
+                } else {
+                    self.settle = self.settle.min(CONNECTION_PACE);
+                    self.recheck_at = self.recheck_at.min(now + CONNECTION_PACE);
+                }
+            }
             // Its sockets are still open: this only explains what follows.
             Hint::OwnerExiting { process, status } => {
                 if let Some(status) = status {
@@ -37,6 +51,14 @@ impl Gate {
                 }
             }
         }
+    }
+
+    /// Notes how many sockets in the way go by themselves.
+    pub(super) fn count_expiring<'a>(&mut self, sockets: impl Iterator<Item = &'a Socket>) {
+        let plan = &self.plan;
+        let expires = |socket: &&Socket| matches!(socket.state, TcpState::TimeWait | TcpState::FinWait2);
+        self.expiring =
+            sockets.filter(expires).filter(|socket| worst_conflict(plan, socket).is_some()).count();
     }
 
     /// A release cannot contradict a standing proof. Probing all the same could

@@ -11,6 +11,8 @@ use nix::sys::socket::{
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, setuid, write};
 
+use super::degraded::lesser;
+use super::functions::may_hook;
 use super::processes::{forked, leash, tgid, wait_for};
 use super::*;
 use crate::kernel::procfs;
@@ -19,7 +21,19 @@ use crate::kernel::sandbox::listening;
 const LOSER: u32 = 4711;
 
 fn options(ports: Vec<Watch>) -> BpfOptions {
-    BpfOptions { ports, failed_binds: FailedBinds::AtAnyCost, ..BpfOptions::default() }
+    let failed_binds = FailedBinds::AtAnyCost;
+    BpfOptions { attach: AttachBy::Raw, ports, failed_binds, ..BpfOptions::default() }
+}
+
+/// Runs `body` with the program on the deciding function, where the kernel takes
+/// it, and with the one at the end of every system call.
+fn each_hook(test: &'static str, body: impl Fn(fn(&BpfOptions) -> Option<Watcher>) + Copy + Send + 'static) {
+    netns_alone(test, move |_| {
+        if may_hook() {
+            body(|options| Watcher::load("on the function", options));
+        }
+        body(|options| lesser("on every call", options, &[&hook::GET_PORT], |_| ()));
+    });
 }
 
 fn endpoint(address: &str, port: Port) -> SockaddrStorage {
@@ -55,10 +69,10 @@ fn losers(events: &[Event]) -> Vec<&BindFailed> {
 #[test]
 fn a_failed_bind_is_reported_with_who_and_what() {
     const NAME: &str = "a_failed_bind_is_reported_with_who_and_what";
-    netns_alone(NAME, |_| {
+    each_hook(NAME, |load| {
         for (held, asked) in [("127.0.0.1", "127.0.0.1"), ("::", "::"), ("::1", "::"), ("::", "0.0.0.0")] {
             let (_holder, port) = listening(held, None, REUSE);
-            let Some(mut watcher) = Watcher::load(NAME, &options(vec![listeners(port)])) else { return };
+            let Some(mut watcher) = load(&options(vec![listeners(port)])) else { return };
             let (ours, theirs) = leash();
             let address = endpoint(asked, port);
             let child = forked(|| {
@@ -84,9 +98,9 @@ fn a_failed_bind_is_reported_with_who_and_what() {
 #[test]
 fn a_listen_that_comes_second_is_a_lost_bind_too() {
     const NAME: &str = "a_listen_that_comes_second_is_a_lost_bind_too";
-    netns_alone(NAME, |_| {
+    each_hook(NAME, |load| {
         let (first, port) = bound("127.0.0.1", None, REUSE);
-        let Some(mut watcher) = Watcher::load(NAME, &options(vec![listeners(port)])) else { return };
+        let Some(mut watcher) = load(&options(vec![listeners(port)])) else { return };
         let address = endpoint("127.0.0.1", port);
         let (ours, theirs) = leash();
         let (has_bound, says_so) = leash();
@@ -112,13 +126,13 @@ fn a_listen_that_comes_second_is_a_lost_bind_too() {
 #[test]
 fn other_failures_and_the_guard_s_own_are_silent() {
     const NAME: &str = "other_failures_and_the_guard_s_own_are_silent";
-    netns_alone(NAME, |_| {
+    each_hook(NAME, |load| {
         let (_holder, port) = listening("0.0.0.0", None, REUSE);
         let (_other_holder, other) = listening("0.0.0.0", None, REUSE);
         let address = endpoint("0.0.0.0", port);
         let datagram = unbound(&address, SockType::Datagram);
         bind_it(&datagram, &address).unwrap();
-        let Some(mut watcher) = Watcher::load(NAME, &options(vec![listeners(port)])) else { return };
+        let Some(mut watcher) = load(&options(vec![listeners(port)])) else { return };
         assert_eq!(loses(&address, SockType::Stream), 0, "the guard itself");
         ended_well(forked(|| loses(&endpoint("0.0.0.0", other), SockType::Stream)));
         ended_well(forked(|| loses(&address, SockType::Datagram)));
@@ -138,9 +152,9 @@ fn other_failures_and_the_guard_s_own_are_silent() {
 #[test]
 fn a_process_that_spins_on_bind_is_reported_once_a_second() {
     const NAME: &str = "a_process_that_spins_on_bind_is_reported_once_a_second";
-    netns_alone(NAME, |_| {
+    each_hook(NAME, |load| {
         let (_holder, port) = listening("127.0.0.1", None, REUSE);
-        let Some(mut watcher) = Watcher::load(NAME, &options(vec![listeners(port)])) else { return };
+        let Some(mut watcher) = load(&options(vec![listeners(port)])) else { return };
         let address = endpoint("127.0.0.1", port);
         let child = forked(|| {
             let socket = unbound(&address, SockType::Stream);
@@ -161,10 +175,10 @@ fn a_process_that_spins_on_bind_is_reported_once_a_second() {
 #[test]
 fn a_crowd_of_losers_takes_no_room_from_what_a_gate_waits_for() {
     const NAME: &str = "a_crowd_of_losers_takes_no_room_from_what_a_gate_waits_for";
-    netns_alone(NAME, |_| {
+    each_hook(NAME, |load| {
         let (_holder, port) = listening("127.0.0.1", None, REUSE);
         let options = BpfOptions { ring_bytes: 4096, ..options(vec![listeners(port)]) };
-        let Some(mut watcher) = Watcher::load(NAME, &options) else { return };
+        let Some(mut watcher) = load(&options) else { return };
         let address = endpoint("127.0.0.1", port);
         for _ in 0..40 {
             ended_well(forked(|| loses(&address, SockType::Stream)));

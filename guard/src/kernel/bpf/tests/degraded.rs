@@ -12,7 +12,7 @@ use crate::kernel::btf::{BtfError, VMLINUX};
 use crate::kernel::sandbox::{listening, netns};
 
 /// Loads what is left without `refused`, with the settings changed by `edit`.
-fn lesser(
+pub(super) fn lesser(
     test: &str,
     options: &BpfOptions,
     refused: &[&hook::Hook],
@@ -23,7 +23,7 @@ fn lesser(
         refused.iter().map(|&hook| (hook, BpfError::Option { what: "refused by the test".into() })).collect();
     let types = KernelTypes::read();
     let load = |way: Way<'_>| {
-        let mut attempt = Attempt::prepare(way, &types, &refused).unwrap();
+        let mut attempt = Attempt::prepare(way, &types, &refused, options.failed_binds).unwrap();
         edit(&mut attempt.settings);
         attempt.run(options).map_err(|(_, error)| error)
     };
@@ -32,6 +32,49 @@ fn lesser(
         _ => Tracefs::with(|tracefs| load(Way::Classic(tracefs))).unwrap(),
     };
     Some(Watcher::of(or_skip(test, loaded)?))
+}
+
+/// Whichever optional hook is refused, alone or with all the others: the tier is
+/// there, says what it does without, and the end of LISTEN comes.
+#[test]
+fn each_optional_hook_may_be_refused() {
+    const NAME: &str = "each_optional_hook_may_be_refused";
+    type Is = fn(&Loss) -> bool;
+    let optional: [(&hook::Hook, Is); 5] = [
+        (&hook::DESTROY_SOCK, |loss| matches!(loss, Loss::ReleaseUnobserved { .. })),
+        (&hook::PROCESS_EXIT, |loss| matches!(loss, Loss::ExitUnobserved { .. })),
+        (&hook::PUT_PORT, |loss| matches!(loss, Loss::ReleaseNotExact { .. })),
+        (&hook::TWSK_KILL, |loss| matches!(loss, Loss::TimeWaitUnseen { .. })),
+        (&hook::SYS_EXIT, |loss| matches!(loss, Loss::FailedBindsUnseen { .. })),
+    ];
+    netns(NAME, move || {
+        let port = free_port();
+        let options = BpfOptions {
+            attach: AttachBy::Raw,
+            ports: vec![listeners(port)],
+            failed_binds: FailedBinds::AtAnyCost,
+            ..BpfOptions::default()
+        };
+        let alone = optional.iter().map(|one| vec![one]);
+        for refused in alone.chain([optional.iter().collect()]) {
+            let mut hooks: Vec<_> = refused.iter().map(|(hook, _)| *hook).collect();
+            if hooks.contains(&&hook::SYS_EXIT) {
+                hooks.push(&hook::GET_PORT);
+            }
+            let Some(mut watcher) = lesser(NAME, &options, &hooks, |_| ()) else { return };
+            let losses = watcher.bpf.losses().to_vec();
+            let unseen = hooks.contains(&&hook::DESTROY_SOCK);
+            for (hook, is) in &refused {
+                // Where nothing of a release is seen, its end is no loss of its own.
+                let stated = losses.iter().any(is) || (unseen && **hook == hook::PUT_PORT);
+                assert!(stated, "{hook:?}: {losses:?}");
+            }
+            drop(listening("127.0.0.1", Some(port), REUSE));
+            let events = if unseen { 2 } else { 3 };
+            assert_eq!(words(watcher.until("its life", |seen| seen.len() == events)), LIFE[..events]);
+            assert_eq!(watcher.remembered(), 0);
+        }
+    });
 }
 
 /// A kernel without BTF.
@@ -87,10 +130,8 @@ fn without_the_release_hook_the_ends_of_listen_still_come() {
         let port = free_port();
         let options = BpfOptions { attach, ports: vec![listeners(port)], ..BpfOptions::default() };
         let Some(mut watcher) = lesser(NAME, &options, &[&hook::DESTROY_SOCK], |_| ()) else { return };
-        let [Loss::ReleaseUnobserved { why }] = watcher.bpf.losses() else {
-            panic!("{:?}", watcher.bpf.losses())
-        };
-        assert_eq!(why, "refused by the test");
+        let expected = Loss::ReleaseUnobserved { why: "refused by the test".into() };
+        assert!(watcher.bpf.losses().contains(&expected), "{:?}", watcher.bpf.losses());
         drop(listening("127.0.0.1", Some(port), REUSE));
         assert_eq!(words(watcher.until("the end of LISTEN", |seen| seen.len() == 2)), LIFE[..2]);
         assert_eq!(watcher.remembered(), 0, "nobody would take the entry out");

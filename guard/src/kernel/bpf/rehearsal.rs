@@ -1,0 +1,136 @@
+//! Whether the kernel lets programs hook its functions (fentry, fexit): the real
+//! load is rehearsed with a program that does nothing.
+
+use std::sync::OnceLock;
+
+use guard_common::{INET_CSK_GET_PORT, INET_PUT_PORT, INET_TWSK_KILL};
+use nix::errno::Errno;
+use nix::libc;
+
+use super::settings::KernelTypes;
+use crate::kernel::bpf::tracefs::Tracefs;
+use crate::kernel::features::Answer;
+
+/// `BPF_PROG_LOAD` of `include/uapi/linux/bpf.h`.
+const PROG_LOAD: libc::c_int = 5;
+/// `BPF_PROG_TYPE_TRACING`
+const TYPE_TRACING: u32 = 26;
+/// `BPF_TRACE_FEXIT`
+const TRACE_FEXIT: u32 = 25;
+
+/// The members of `union bpf_attr` for `BPF_PROG_LOAD`, as of Linux 5.6. A newer
+/// kernel takes what it does not find for zero.
+#[repr(C)]
+#[derive(Default)]
+struct ProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+    prog_btf_fd: u32,
+    func_info_rec_size: u32,
+    func_info: u64,
+    func_info_cnt: u32,
+    line_info_rec_size: u32,
+    line_info: u64,
+    line_info_cnt: u32,
+    attach_btf_id: u32,
+    attach_prog_fd: u32,
+    pad: u32,
+}
+
+const _: () = assert!(size_of::<ProgLoad>() == 120);
+const _: () = assert!(std::mem::offset_of!(ProgLoad, expected_attach_type) == 68);
+const _: () = assert!(std::mem::offset_of!(ProgLoad, attach_btf_id) == 108);
+
+/// `r0 = 0; exit`
+const NOTHING: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 0, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+
+/// Whether a program can be put on the exit of the kernel function that has the
+/// number `function` in the kernel's types. A yes or a no is remembered.
+pub(super) fn hook_functions(function: u32) -> Answer {
+    static KNOWN: OnceLock<Answer> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return known.clone();
+    }
+    let answer = answer(load(function));
+    if !matches!(answer, Answer::CouldNotTell { .. }) {
+        return KNOWN.get_or_init(|| answer).clone();
+    }
+    answer
+}
+
+/// Whether programs may be put on all the kernel functions that there are programs for.
+pub fn may_hook_functions() -> Answer {
+    let types = KernelTypes::read();
+    let refused = [INET_PUT_PORT, INET_TWSK_KILL, INET_CSK_GET_PORT]
+        .iter()
+        .find_map(|function| types.hook_function(function).err());
+    refused.map_or(Answer::Yes, |error| Answer::No { because: error.to_string() })
+}
+
+/// Whether tracefs can be read: it describes the classic tracepoints.
+pub fn tracefs() -> Answer {
+    match Tracefs::with(|_| ()) {
+        Ok(()) => Answer::Yes,
+        Err(error) => Answer::No { because: error.to_string() },
+    }
+}
+
+fn answer(loaded: Result<(), Errno>) -> Answer {
+    let no = |because: &str| Answer::No { because: because.to_owned() };
+    match loaded {
+        Ok(()) => Answer::Yes,
+        Err(Errno::EPERM | Errno::EACCES) => no(
+            "the kernel answers EPERM to programs on its functions: a hardened kernel or a security module \
+                forbids them, or CAP_BPF and CAP_PERFMON are missing",
+        ),
+        Err(Errno::ENOSYS) => no("the kernel has no bpf() system call (CONFIG_BPF_SYSCALL)"),
+        Err(Errno::EINVAL | Errno::ENOTSUP) => no(
+            "this kernel has no BPF trampolines: they need Linux 5.5, on arm64 6.0, and CONFIG_FUNCTION_TRACER",
+        ),
+        Err(errno) => {
+            Answer::CouldNotTell { because: format!("loading a program that does nothing failed: {errno}") }
+        }
+    }
+}
+
+fn load(function: u32) -> Result<(), Errno> {
+    let license = c"GPL";
+    let attr = ProgLoad {
+        prog_type: TYPE_TRACING,
+        insn_cnt: NOTHING.len() as u32,
+        insns: NOTHING.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        expected_attach_type: TRACE_FEXIT,
+        attach_btf_id: function,
+        ..ProgLoad::default()
+    };
+    // SAFETY: `attr` and what it points to outlive the call, which reads them only.
+    let fd = Errno::result(unsafe {
+        libc::syscall(libc::SYS_bpf, PROG_LOAD, std::ptr::from_ref(&attr), size_of::<ProgLoad>())
+    })?;
+    // SAFETY: a descriptor that the kernel just made, closed once and here.
+    let _closed = unsafe { libc::close(fd as libc::c_int) };
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_no_and_a_strange_failure_is_no_answer() {
+        assert_eq!(answer(Ok(())), Answer::Yes);
+        assert!(matches!(answer(Err(Errno::EPERM)), Answer::No { because } if because.contains("EPERM")));
+        assert!(matches!(answer(Err(Errno::ENOMEM)), Answer::CouldNotTell { .. }));
+    }
+}
