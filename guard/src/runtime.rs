@@ -295,6 +295,13 @@ impl Session {
         read_table(&self.ports).map_or(true, |table| table.iter().any(listens))
     }
 
+    /// Whether the table shows that somebody listens on one of these ports.
+    pub fn is_listened_on(endpoints: &[BindSpec]) -> bool {
+        let ports: Vec<Port> = endpoints.iter().map(|spec| spec.port).collect();
+        let listens = |socket: &Socket| socket.state == TcpState::Listen;
+        read_table(&ports).is_ok_and(|table| table.iter().any(listens))
+    }
+
     fn perform(&mut self, action: Action) -> Option<Fact> {
         match action {
             Action::Probe => {
@@ -308,10 +315,13 @@ impl Session {
                     Err(error) => Fact::SnapshotFailed(error.to_string()),
                 })
             }
-            Action::TakeSnapshot { also, learn } => match self.looker.request(Wanted { also, learn }) {
-                Ok(()) => None,
-                Err(error) => Some(Fact::SnapshotFailed(error.to_string())),
-            },
+            Action::TakeSnapshot { also, learn, everybody } => {
+                match self.looker.request(Wanted { also, learn, everybody }) {
+                    Ok(()) => None,
+                    Err(error) => Some(Fact::SnapshotFailed(error.to_string())),
+                }
+            }
+            Action::KillCgroup { cgroup, members } => Some(act::kill_cgroup(&cgroup, members)),
             Action::Watch(process) => self.watch(process),
             Action::Evict(socket) => Some(act::evict(socket)),
             Action::Signal { process, signal } => {

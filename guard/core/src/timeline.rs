@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::gate::{EvictionFailure, Hint, JudgedHolder, Outcome, SignalFailure};
-use crate::model::{BindOutcome, ExitStatus, FailedBind, Instant, ProcessId, Signal, Socket};
+use crate::model::{BindOutcome, ExitStatus, FailedBind, Instant, ProcessId, ProcessState, Signal, Socket};
 use crate::policy::Judgement;
 
 /// The number of entries a timeline keeps. A run has a few dozen; a port with
@@ -82,7 +82,20 @@ pub enum Entry {
         process: ProcessId,
         /// How it ended, where the kernel said so.
         status: Option<ExitStatus>,
+        /// The last signal that this run sent it, and how long before.
+        answered: Option<(Signal, Duration)>,
     },
+    /// A process was sent SIGTERM and cannot act on it for now.
+    Held {
+        /// Who.
+        process: ProcessId,
+        /// Traced, or uninterruptible.
+        state: ProcessState,
+        /// Kernel function its leader slept in at the last look.
+        wait_channel: Option<String>,
+    },
+    /// A cgroup could not be ended as a whole; its members are ended one by one.
+    CgroupNotKilled(String),
     /// A signalled process is no longer what it was judged to be, and is left alone.
     Spared {
         /// Who.
@@ -115,6 +128,8 @@ impl Entry {
                 | Self::Evicted(_)
                 | Self::EvictionFailed { .. }
                 | Self::Spared { .. }
+                | Self::Held { .. }
+                | Self::CgroupNotKilled(_)
                 | Self::Unkillable { .. }
                 | Self::Ended(_)
         )

@@ -54,7 +54,8 @@ impl Exit {
     pub const fn of_outcome(outcome: &Outcome) -> Self {
         match outcome {
             Outcome::Opened(_) | Outcome::Looked => Self::Done,
-            Outcome::StillBusy { .. } => Self::StillBusy,
+            // `restart` takes it for what it is: the service is back.
+            Outcome::StillBusy { .. } | Outcome::Respawned(_) => Self::StillBusy,
             Outcome::Unknown(_) => Self::Unknown,
             Outcome::Refused(_) => Self::Refused,
             Outcome::Duel(_) => Self::Duel,

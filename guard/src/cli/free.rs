@@ -26,7 +26,8 @@ pub(super) struct Free {
 }
 
 impl Free {
-    pub(super) async fn run(self, verbose: bool) -> anyhow::Result<Exit> {
+    pub(super) async fn run(mut self, verbose: bool) -> anyhow::Result<Exit> {
+        self.rules = self.rules.with_preset(self.service.preset.preset());
         let endpoints = self.service.endpoints()?;
         let mut session = self.tier.open(&endpoints).await?;
         let context = Context {

@@ -8,6 +8,7 @@ mod free;
 mod gate;
 mod options;
 mod output;
+mod preset;
 mod restart;
 mod restart_unit;
 mod rules;

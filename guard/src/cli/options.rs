@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use guard_core::gate::{Budgets, Goal, Plan};
+use guard_core::gate::{Budgets, Goal, Plan, Reach};
 use guard_core::model::{BindSpec, Port};
 use guard_core::policy::{Pattern, Rules};
 
 use super::exit::UsageError;
+use super::preset::PresetOptions;
 pub(super) use super::rules::RuleOptions;
 pub(super) use crate::runtime::spelling::parse_duration;
 use crate::runtime::spelling::{Address, Place, parse_buffer, parse_interval};
@@ -41,8 +42,10 @@ impl NetnsOptions {
 #[derive(Clone, Debug, Args)]
 pub(super) struct ServiceOptions {
     /// TCP port of the service; repeat it for several
-    #[arg(long, short, value_parser = parse_port, required = true)]
+    #[arg(long, short, value_parser = parse_port, required_unless_present = "preset")]
     port: Vec<NonZeroU16>,
+    #[command(flatten)]
+    pub(super) preset: PresetOptions,
     #[command(flatten)]
     pub(super) bind: BindOptions,
 }
@@ -71,12 +74,17 @@ pub(super) fn parse_port(text: &str) -> Result<NonZeroU16, &'static str> {
 impl ServiceOptions {
     /// The bind specs, in the order given.
     pub(super) fn endpoints(&self) -> anyhow::Result<Vec<BindSpec>> {
-        self.bind.endpoints(&self.port)
+        self.bind.endpoints(&self.preset.ports(&self.port)?)
+    }
+
+    /// What its preset stands for, for who asks with `-v`.
+    pub(super) fn preset_in_flags(&self) -> Option<String> {
+        self.preset.in_flags(&self.port)
     }
 
     /// The service's name in reports.
     pub(super) fn name(&self) -> String {
-        name_of_ports(&self.port)
+        self.preset.ports(&self.port).map_or_else(|_| "service".to_owned(), |ports| name_of_ports(&ports))
     }
 }
 
@@ -198,6 +206,15 @@ pub(super) struct EndingOptions {
     /// has. Only if nothing else stays in the way; never a listener that somebody has
     #[arg(long)]
     evict: bool,
+    /// End the descendants of the stale holders too. Each is judged as they are, and if one may not
+    /// be ended, nobody is
+    #[arg(long, conflicts_with = "cgroup_kill")]
+    tree: bool,
+    /// End everybody in the cgroup of the stale holders' service too, with cgroup.kill where SIGTERM
+    /// is not enough. Everybody in it must be recognised by the rules; a login session's cgroup is
+    /// refused. (--cgroup is the rule, this is the deed)
+    #[arg(long)]
+    cgroup_kill: bool,
     /// Say who would get which signal and why; signal nobody
     #[arg(long)]
     pub(super) dry_run: bool,
@@ -207,6 +224,17 @@ impl EndingOptions {
     /// What will be needed in the end is asked for before anything is done.
     fn check(&self) -> Result<(), asker::EvictError> {
         if self.evict { asker::may_evict() } else { Ok(()) }
+    }
+
+    /// Who is ended besides the owners.
+    pub(super) const fn reach(&self) -> Reach {
+        if self.tree {
+            Reach::Tree
+        } else if self.cgroup_kill {
+            Reach::Cgroup
+        } else {
+            Reach::Owners
+        }
     }
 
     /// The limit of the whole run, where one was given.
@@ -232,6 +260,7 @@ pub(super) fn plan_to_rehearse(
     ending.check()?;
     let mut plan = plan_to_look(endpoints, rules, ending.drain, session)?;
     plan.evict = ending.evict;
+    plan.reach = ending.reach();
     Ok(plan)
 }
 
@@ -268,6 +297,7 @@ pub(super) fn plan_to_free(
     let mut plan = plan(endpoints, Goal::Free, rules.rules(), budgets, session)?;
     plan.port_only = ending.port_only;
     plan.evict = ending.evict;
+    plan.reach = ending.reach();
     Ok(plan)
 }
 
@@ -288,6 +318,7 @@ pub(super) fn plan(
         recheck: session.recheck(),
         port_only: false,
         evict: false,
+        reach: Reach::Owners,
     })
 }
 

@@ -16,6 +16,7 @@ use super::exit::Exit;
 use super::free::rehearsed;
 use super::options::{self, BindOptions, EndingOptions, OutputOptions, TierOptions};
 use super::output::Output;
+use super::preset::PresetOptions;
 use super::restart_unit::UnitOptions;
 use super::rules::RuleOptions;
 use crate::report::Context;
@@ -31,8 +32,10 @@ pub(super) struct Restart {
     #[command(flatten)]
     pub(super) unit: UnitOptions,
     /// TCP port of the service; repeat it for several
-    #[arg(long, short, value_parser = options::parse_port, required_unless_present = "restarted")]
+    #[arg(long, short, value_parser = options::parse_port, required_unless_present_any = ["restarted", "preset"])]
     pub(super) port: Vec<NonZeroU16>,
+    #[command(flatten)]
+    preset: PresetOptions,
     #[command(flatten)]
     pub(super) bind: BindOptions,
     #[command(flatten)]
@@ -57,10 +60,12 @@ pub(super) struct Restart {
 }
 
 impl Restart {
-    pub(super) async fn run(self, verbose: bool) -> anyhow::Result<Exit> {
+    pub(super) async fn run(mut self, verbose: bool) -> anyhow::Result<Exit> {
         if let Some(name) = self.unit.name() {
             return self.run_unit(&name, verbose).await;
         }
+        self.rules = self.rules.with_preset(self.preset.preset());
+        self.port = self.preset.ports(&self.port)?;
         let endpoints = self.bind.endpoints(&self.port)?;
         let mut session = self.tier.open(&endpoints).await?;
         let context = Context {
@@ -83,6 +88,9 @@ impl Restart {
         let gate = session.run(plan, &mut output).await?;
         let Some(outcome @ Outcome::Opened(_)) = gate.outcome() else {
             let outcome = gate.outcome().context("the run ended without an outcome")?;
+            if let Outcome::Respawned(_) = outcome {
+                return Ok(respawned(&gate, &session, &mut output));
+            }
             output.ended(&gate, &session, outcome);
             return Ok(Exit::of_outcome(outcome));
         };
@@ -150,7 +158,14 @@ impl Restart {
             () = stop.next() => asked_to_stop = true,
             () = std::future::ready(()) => {}
         }
-        Ok(tell_end(gate, tier, output, ended, End { listened, asked_to_stop }))
+        let already_runs = match (&ended, self.preset.preset()) {
+            (Ok(status), Some(preset)) => {
+                status.code() == Some(preset.expansion().already_runs)
+                    && Session::is_listened_on(&gate.plan().endpoints)
+            }
+            _ => false,
+        };
+        Ok(tell_end(gate, tier, output, ended, End { listened, asked_to_stop, already_runs }))
     }
 }
 
@@ -195,6 +210,8 @@ struct End {
     listened: bool,
     /// portguard was asked to stop, and passed it on.
     asked_to_stop: bool,
+    /// It says that a healthy instance is running, and somebody does listen.
+    already_runs: bool,
 }
 
 /// `128 + SIGTERM`: how a shell tells of that signal.
@@ -211,6 +228,16 @@ fn tell_end(
         end.asked_to_stop && (status.signal() == Some(15) || status.code() == Some(ENDED_BY_SIGTERM))
     };
     match ended {
+        Ok(status) if end.already_runs => {
+            let code = status.code().unwrap_or_default();
+            let text = format!(
+                "the command exited with code {code}: a healthy instance is running already, and the port is \
+                 listened on; that is no crash, and nobody is ended"
+            );
+            output.step(now(), "already_running", None, &text);
+            finish(gate, tier, output, Exit::Done, Some(text));
+            Exit::Done
+        }
         Ok(status) if status.success() || as_asked(status) => {
             let how = if status.success() { "exited with code 0" } else { "ended by SIGTERM, as asked" };
             let silent = if end.listened || end.asked_to_stop { "" } else { " and was never seen to listen" };
@@ -241,6 +268,21 @@ fn finish(gate: &Gate, tier: Tier, output: &mut Output, exit: Exit, detail: Opti
         let word = if exit == Exit::Done { "restarted" } else { "command_failed" };
         json.finished(now(), gate.timeline().began(), tier, word, exit.code(), detail);
     }
+}
+
+/// The service's own unit was faster: there is nothing left to start.
+fn respawned(gate: &Gate, session: &Session, output: &mut Output) -> Exit {
+    match output {
+        Output::Human(human) => {
+            human.ended(gate, session.tier(), session.shortfall());
+            human.line("the service is back without the command, which is not started");
+        }
+        Output::Json(json) => {
+            let (began, tier) = (gate.timeline().began(), session.tier());
+            json.finished(now(), began, tier, "respawned", Exit::Done.code(), None);
+        }
+    }
+    Exit::Done
 }
 
 fn started_line(command: &Command) -> String {

@@ -4,6 +4,7 @@ use clap::Args;
 use guard_core::model::Uid;
 use guard_core::policy::{CgroupGlob, Pattern, Rules, UnitRule, UnitState};
 
+use super::preset::Preset;
 use crate::runtime::asker;
 use crate::runtime::spelling::{Regex, as_kernel_comm, parse_user};
 
@@ -35,15 +36,37 @@ pub(super) struct RuleOptions {
     /// Recognise everybody. Portguard itself, its ancestors, kernel threads and newcomers stay safe
     #[arg(long, conflicts_with_all = ["patterns", "exe", "comm", "uid", "unit", "cgroup"])]
     any_owner: bool,
+    /// Adopted from the service's options.
+    #[arg(skip)]
+    preset: Option<Preset>,
 }
 
 impl RuleOptions {
+    /// These rules, with those of the service's preset.
+    #[must_use]
+    pub(super) fn with_preset(mut self, preset: Option<Preset>) -> Self {
+        self.preset = preset;
+        self
+    }
+
     /// The rules, with what this machine says about the units that they name.
     pub(super) fn rules(&self) -> Rules {
+        let known = self.preset.filter(|_| !self.any_owner).map(Preset::expansion);
+        // A rule of the user's own takes the place of the preset's of that kind.
+        let patterns = match known {
+            Some(known) if self.patterns.is_empty() => {
+                known.patterns.iter().filter_map(|text| text.parse().ok()).collect()
+            }
+            _ => self.patterns.clone(),
+        };
+        let comm = match known {
+            Some(known) if self.comm.is_empty() => known.comm.iter().map(|&comm| comm.to_owned()).collect(),
+            _ => self.comm.clone(),
+        };
         Rules {
-            patterns: self.patterns.iter().map(|regex| Box::new(regex.clone()) as Box<dyn Pattern>).collect(),
+            patterns: patterns.into_iter().map(|regex: Regex| Box::new(regex) as Box<dyn Pattern>).collect(),
             exe: self.exe.clone(),
-            comm: self.comm.iter().map(|comm| as_kernel_comm(comm)).collect(),
+            comm: comm.iter().map(|comm| as_kernel_comm(comm)).collect(),
             uid: self.uid.clone(),
             cgroups: self.cgroup.clone(),
             units: self.unit.iter().map(|name| unit_rule(name)).collect(),

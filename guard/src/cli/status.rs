@@ -26,7 +26,8 @@ pub(super) struct Status {
 }
 
 impl Status {
-    pub(super) async fn run(self, verbose: bool) -> anyhow::Result<Exit> {
+    pub(super) async fn run(mut self, verbose: bool) -> anyhow::Result<Exit> {
+        self.rules = self.rules.with_preset(self.service.preset.preset());
         let endpoints = self.service.endpoints()?;
         let mut session = self.tier.open(&endpoints).await?;
         let mut plan = options::plan_to_look(endpoints, &self.rules, self.drain, &session)?;
@@ -34,6 +35,12 @@ impl Status {
         let context =
             Context { service: self.service.name(), command: "status", dry_run: false, drain: self.drain };
         let mut output = Output::new(context, self.output.json, verbose, Box::new(std::io::stdout()));
+        if verbose
+            && let Output::Human(human) = &mut output
+            && let Some(flags) = self.service.preset_in_flags()
+        {
+            human.line(&flags);
+        }
         let gate = session.run(plan, &mut output).await?;
         let exit = Exit::of_verdicts(&gate.verdicts());
         output.looked(&gate, &session, exit);

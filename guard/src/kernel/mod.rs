@@ -9,6 +9,7 @@ pub mod bind;
 pub mod bpf;
 pub mod btf;
 pub mod bus_socket;
+pub mod cgroup;
 pub mod cgroup_id;
 pub mod elsewhere;
 pub mod exit_set;

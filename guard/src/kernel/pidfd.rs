@@ -171,6 +171,7 @@ impl PidFd {
         let (operation, number) = match signal {
             Signal::Term => ("sending SIGTERM to", rustix::process::Signal::TERM),
             Signal::Kill => ("sending SIGKILL to", rustix::process::Signal::KILL),
+            Signal::Continue => ("sending SIGCONT to", rustix::process::Signal::CONT),
         };
         pidfd_send_signal(&self.fd, number).map_err(|errno| match errno {
             Errno::SRCH => PidFdError::Gone(tgid),

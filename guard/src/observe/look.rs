@@ -82,6 +82,12 @@ fn snapshot(
             let _gone = evidence.read(process.tgid);
         }
     }
+    if wanted.everybody {
+        // Whoever cannot be read is reached by nothing.
+        for process in procfs::everybody().unwrap_or_default() {
+            evidence.processes.entry(process.id.tgid).or_insert(process);
+        }
+    }
     let unseen = ownership.unseen.or_else(|| evidence.unreadable());
     let sockets = table
         .into_iter()
@@ -114,6 +120,8 @@ pub struct Wanted {
     /// Ask sockets for the flags that no table shows. It holds them open for a
     /// moment.
     pub learn: bool,
+    /// Every process on the machine: descendants and cgroups are asked about.
+    pub everybody: bool,
 }
 
 /// The thread that takes snapshots on request.

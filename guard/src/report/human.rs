@@ -1,6 +1,6 @@
 //! Lines for a person, who may be tired.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
 use guard_core::gate::{Decision, Gate, Goal, Hint, JudgedHolder, Outcome};
@@ -151,6 +151,19 @@ impl<W: Write> Human<W> {
 
     fn decision(&mut self, gate: &Gate, decision: &Decision) {
         let command = if self.context.command == "restart" { "restart" } else { "free" };
+        if let Decision::End(stale) = decision {
+            let owners: BTreeSet<ProcessId> =
+                gate.holders().iter().flat_map(|judged| &judged.owners).map(|owner| owner.id).collect();
+            for (id, why) in stale.iter().filter(|(id, _)| !owners.contains(id)) {
+                self.line(&format!("  reaches {}", words::process(*id, gate.process(*id))));
+                self.line(&format!("      {}", judgement(why)));
+            }
+        }
+        if let Decision::Refuse(refused) = decision {
+            for (id, why) in refused {
+                self.line(&format!("  pid {id} is {}", judgement(why)));
+            }
+        }
         let line = match decision {
             Decision::Wait => format!("{command} would signal nobody and wait for the port"),
             Decision::End(stale) => format!(
@@ -243,10 +256,24 @@ impl<W: Write> Human<W> {
                 }
             }
             Some(Outcome::Duel(rivals)) => {
-                let rivals = pids(rivals.iter());
-                self.line(&format!("duel: newcomers keep taking {endpoints}: {rivals}; the last one:"));
+                let units: Vec<&str> =
+                    gate.plan().rules.units.iter().map(|rule| rule.name.as_str()).collect();
+                let ours = if units.is_empty() { "the service".to_owned() } else { units.join(", ") };
+                self.line(&format!(
+                    "duel: {ours} against newcomers that keep taking {endpoints}, {} rounds lost",
+                    rivals.len()
+                ));
+                for rival in rivals {
+                    self.line(&format!("  {}", words::rival(rival)));
+                }
+                self.line(&format!("  the way out: {}; then try again", words::way_out(rivals)));
                 self.holders(gate.holders(), true);
-                self.line("  stop whatever starts them, then try again");
+            }
+            Some(Outcome::Respawned(rivals)) => {
+                self.line(&format!("taken again by its own unit: {endpoints} is not free"));
+                for rival in rivals {
+                    self.line(&format!("  {}", words::rival(rival)));
+                }
             }
             Some(Outcome::NotPermitted(processes)) => {
                 let processes = pids(processes.iter());
@@ -368,7 +395,13 @@ pub(super) fn step(entry: &Entry, context: &Context, tier: Tier) -> Option<Strin
         Entry::EvictionFailed { socket, failure } => {
             format!("{} was not destroyed: {}", words::socket(socket), words::eviction_failure(failure))
         }
-        Entry::Gone { process, status } => format!("pid {process} {}", words::exit_status(*status)),
+        Entry::Gone { process, status, answered } => {
+            format!("pid {process} {}{}", words::exit_status(*status), words::answered(*answered))
+        }
+        Entry::Held { process, state, wait_channel } => {
+            format!("pid {process} {}", words::held(*state, wait_channel.as_deref()))
+        }
+        Entry::CgroupNotKilled(why) => format!("its members are ended one by one: {why}"),
         Entry::Spared { process, judgement: why } => {
             format!("pid {process} is left alone now: {}", judgement(why))
         }

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
-use guard_core::gate::{Decision, Gate, Hint, JudgedHolder, Outcome};
-use guard_core::model::{ExitStatus, Instant, ProcessId, Unit, Verdict};
+use guard_core::gate::{Decision, Gate, Hint, JudgedHolder, Outcome, Rival};
+use guard_core::model::{ExitStatus, Instant, Manager, ProcessId, Unit, Verdict};
 use guard_core::policy::{Class, Judgement, Reason};
 use guard_core::restart::UnitDetails;
 use guard_core::timeline::Entry;
@@ -70,6 +70,9 @@ enum Body {
         start: u64,
         #[serde(flatten)]
         how: How,
+        /// The last signal that this run sent it.
+        answered: Option<&'static str>,
+        answered_after_us: Option<f64>,
     },
     SignalSent {
         pid: u32,
@@ -93,6 +96,15 @@ enum Body {
         refused: Vec<RefusedOwner>,
         /// Processes that were sent SIGTERM before, and are alive.
         pending: Vec<u32>,
+    },
+    /// Newcomers keep taking the port.
+    Duel {
+        rivals: Vec<RivalBody>,
+        way_out: String,
+    },
+    /// The service's own unit has started again.
+    Respawned {
+        by: Vec<RivalBody>,
     },
     RunFinished {
         outcome: &'static str,
@@ -161,6 +173,17 @@ struct RefusedOwner {
     start: u64,
     class: Option<&'static str>,
     reasons: Vec<Why>,
+}
+
+#[derive(Serialize)]
+struct RivalBody {
+    pid: u32,
+    start: u64,
+    unit: Option<String>,
+    /// Whose manager the unit belongs to; `None` is the system's.
+    unit_of_user: Option<u32>,
+    parent: Option<u32>,
+    parent_comm: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -374,8 +397,19 @@ impl<W: Write> Sink for Json<W> {
                     ..Detail::default()
                 },
             ),
-            Entry::Gone { process, status } => {
-                Body::OwnerExited { pid: process.tgid.0, start: process.start.0, how: how(*status) }
+            Entry::Gone { process, status, answered } => Body::OwnerExited {
+                pid: process.tgid.0,
+                start: process.start.0,
+                how: how(*status),
+                answered: answered.map(|(signal, _)| words::signals(signal)),
+                answered_after_us: answered.map(|(_, after)| micros(after)),
+            },
+            Entry::Held { process, state, wait_channel } => {
+                let detail = Some(words::held(*state, wait_channel.as_deref()));
+                step("held", Detail { detail, ..of(*process) })
+            }
+            Entry::CgroupNotKilled(why) => {
+                step("cgroup_not_killed", Detail { detail: Some(why.clone()), ..Detail::default() })
             }
             Entry::Spared { process, judgement } => {
                 let reasons: Vec<String> = judgement.reasons.iter().map(Reason::to_string).collect();
@@ -397,6 +431,12 @@ impl<W: Write> Sink for Json<W> {
             Entry::Ended(Outcome::Refused(refused)) => {
                 let pending = gate.pending().iter().map(|process| process.tgid.0).collect();
                 Body::GateRefused { refused: refused.iter().map(refused_owner).collect(), pending }
+            }
+            Entry::Ended(Outcome::Duel(rivals)) => {
+                Body::Duel { rivals: rivals.iter().map(rival).collect(), way_out: words::way_out(rivals) }
+            }
+            Entry::Ended(Outcome::Respawned(rivals)) => {
+                Body::Respawned { by: rivals.iter().map(rival).collect() }
             }
             Entry::Ended(_) => return,
         };
@@ -529,6 +569,21 @@ fn whys(judgement: &Judgement) -> Vec<Why> {
         text: reason.to_string(),
     };
     judgement.reasons.iter().map(why).collect()
+}
+
+fn rival(rival: &Rival) -> RivalBody {
+    let manager = rival.unit.as_ref().map(|unit| unit.manager);
+    RivalBody {
+        pid: rival.id.tgid.0,
+        start: rival.id.start.0,
+        unit: rival.unit.as_ref().map(|unit| unit.name.to_string()),
+        unit_of_user: manager.and_then(|manager| match manager {
+            Manager::System => None,
+            Manager::User(uid) => Some(uid.0),
+        }),
+        parent: rival.parent.as_ref().map(|(pid, _)| pid.0),
+        parent_comm: rival.parent.as_ref().map(|(_, comm)| comm.clone()),
+    }
 }
 
 fn how(status: Option<ExitStatus>) -> How {

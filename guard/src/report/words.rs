@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use guard_core::gate::{EvictionFailure, JudgedHolder, Outcome, SignalFailure};
+use guard_core::gate::{EvictionFailure, JudgedHolder, Outcome, Rival, SignalFailure};
 use guard_core::model::{
-    BindOutcome, BindSpec, ExitStatus, FailedBind, Owners, Process, ProcessId, ProcessState, Seen, Signal,
-    Socket, TcpState, UnknownReason, Unseen, Verdict,
+    BindOutcome, BindSpec, ExitStatus, FailedBind, Manager, Owners, Process, ProcessId, ProcessState, Seen,
+    Signal, Socket, TcpState, UnknownReason, Unseen, Verdict,
 };
 use guard_core::prospect::{Expected, Prospect};
 
@@ -31,6 +31,7 @@ pub const fn outcome_code(outcome: &Outcome) -> &'static str {
         Outcome::Unknown(_) => "unknown",
         Outcome::Refused(_) => "refused",
         Outcome::Duel(_) => "duel",
+        Outcome::Respawned(_) => "respawned",
         Outcome::NotPermitted(_) => "not_permitted",
         Outcome::CannotSignal(..) => "cannot_signal",
         Outcome::CannotEvict(_) => "cannot_evict",
@@ -159,7 +160,7 @@ pub(super) fn process(id: ProcessId, process: Option<&Process>) -> String {
     let comm = printable(&process.comm);
     let separator = if shown.is_empty() { "" } else { ": " };
     let parent = process.parent.map(|parent| format!(", parent {parent}")).unwrap_or_default();
-    let unit = process.cgroup.as_deref().and_then(unit).map(|unit| format!(", {unit}")).unwrap_or_default();
+    let unit = process.unit().map(|unit| format!(", {unit}")).unwrap_or_default();
     let about = printable(&format!("{parent}{unit}{state}"));
     format!("pid {id} ({comm}, uid {}{about}){separator}{}", process.uid, printable(&shown))
 }
@@ -167,6 +168,50 @@ pub(super) fn process(id: ProcessId, process: Option<&Process>) -> String {
 /// The systemd unit that a cgroup belongs to, by its name.
 pub(super) fn unit(cgroup: &str) -> Option<&str> {
     cgroup.split('/').rev().find(|part| part.ends_with(".service") || part.ends_with(".scope"))
+}
+
+/// `pid 4711 of other.service, started by pid 1 (systemd)`
+pub(super) fn rival(rival: &Rival) -> String {
+    let unit = rival.unit.as_ref().map(|unit| format!(" of {unit}")).unwrap_or_default();
+    let parent = rival.parent.as_ref().map(|(pid, comm)| format!(", child of pid {pid} ({comm})"));
+    printable(&format!("pid {}{unit}{}", rival.id, parent.unwrap_or_default()))
+}
+
+/// How the starting of a rival is stopped for good.
+pub(super) fn way_out(rivals: &[Rival]) -> String {
+    let mut ways: Vec<String> = Vec::new();
+    for rival in rivals {
+        let way = match (&rival.unit, &rival.parent) {
+            (Some(unit), _) if unit.is_service() => match unit.manager {
+                Manager::System => format!("systemctl disable --now {}", unit.name),
+                Manager::User(uid) => format!("as user {uid}: systemctl --user disable --now {}", unit.name),
+            },
+            (_, Some((pid, comm))) if pid.0 != 1 => format!("stop pid {pid} ({comm}), which starts them"),
+            _ => "find and stop whatever starts them".to_owned(),
+        };
+        if !ways.contains(&way) {
+            ways.push(way);
+        }
+    }
+    printable(&ways.join("; "))
+}
+
+/// What `signal` was answered with, and when.
+pub(super) fn answered(answered: Option<(Signal, Duration)>) -> String {
+    answered.map(|(signal, after)| format!(", {} after {signal}", span(after))).unwrap_or_default()
+}
+
+/// Why a process does not act on SIGTERM for now.
+pub(super) fn held(state: ProcessState, wait_channel: Option<&str>) -> String {
+    match state {
+        ProcessState::Traced => {
+            "is stopped by a tracer: SIGTERM waits until that lets it go, SIGKILL does not".to_owned()
+        }
+        _ => {
+            let place = wait_channel.map(|name| format!(" in {name}")).unwrap_or_default();
+            format!("is uninterruptible{place}: no signal reaches it before it leaves that")
+        }
+    }
 }
 
 /// `pid 4711 (node, uid 1000, gateway.service) lost 127.0.0.1:18789 to pid 4000 (node)`
@@ -286,6 +331,7 @@ pub(super) fn signals(signal: Signal) -> &'static str {
     match signal {
         Signal::Term => "SIGTERM",
         Signal::Kill => "SIGKILL",
+        Signal::Continue => "SIGCONT",
     }
 }
 

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::conflict::{Conflict, conflict};
 use crate::model::{
-    BindOutcome, Holder, Instant, Process, ProcessId, Snapshot, Socket, SocketCookie, TcpState, Tgid,
+    BindOutcome, Holder, Instant, Process, ProcessId, Snapshot, Socket, SocketCookie, TcpState, Tgid, UnitId,
     UnknownReason,
 };
 use crate::policy::{self, Class, Judgement};
 use crate::prospect::{Prospect, prospects};
 
 use super::machine::Probe;
-use super::{Plan, eviction};
+use super::{Plan, Reach, eviction, reach};
 
 /// One owner of a holder, judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,17 @@ pub struct JudgedOwner {
     pub process: Option<Process>,
     /// What it is to this run, and why.
     pub judgement: Judgement,
+}
+
+/// A newcomer that has taken the port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rival {
+    /// Who.
+    pub id: ProcessId,
+    /// The unit that it runs in: its manager started it.
+    pub unit: Option<UnitId>,
+    /// Its parent and what that calls itself, where it is known.
+    pub parent: Option<(Tgid, String)>,
 }
 
 /// A socket in the way, with its owners judged.
@@ -89,6 +100,9 @@ pub(super) struct Assessment {
     pub(super) processes: BTreeMap<Tgid, Process>,
     /// For each endpoint: what binds of either kind would meet.
     pub(super) prospects: Vec<[Prospect; 2]>,
+    /// Who was there at the run's first look; kept only where others than
+    /// owners are reached.
+    seen_at_request: BTreeSet<ProcessId>,
 }
 
 impl Assessment {
@@ -117,7 +131,9 @@ impl Assessment {
                 Some(JudgedHolder { holder: Holder { socket, owners, certain }, owners: judged })
             })
             .collect();
-        Self { begun, ended, holders, processes, prospects }
+        let reaches = plan.reach != Reach::Owners;
+        let seen_at_request = if reaches { seen_at_request.clone() } else { BTreeSet::new() };
+        Self { begun, ended, holders, processes, prospects, seen_at_request }
     }
 
     /// What to do about the holders, given what a later probe said, if there
@@ -155,14 +171,15 @@ impl Assessment {
         }
         let mut stale = owners_of(&in_the_way, |class| class == Class::Stale);
         stale.retain(|(id, _)| past.claimed.contains(id));
-        let beyond_reach: Vec<ProcessId> = in_the_way
+        let reached = reach::reached(plan, &stale, &self.processes, &self.seen_at_request);
+        if !reached.refused.is_empty() {
+            return Decision::Refuse(reached.refused);
+        }
+        stale.extend(reached.stale);
+        let beyond_reach: Vec<ProcessId> = stale
             .iter()
-            .flat_map(|holder| &holder.owners)
-            .filter(|owner| stale.iter().any(|(id, _)| *id == owner.id))
-            .filter(|owner| owner.process.as_ref().is_some_and(|process| !plan.asker.may_signal(process)))
-            .map(|owner| owner.id)
-            .collect::<BTreeSet<_>>()
-            .into_iter()
+            .filter(|(id, _)| self.process(*id).is_some_and(|process| !plan.asker.may_signal(process)))
+            .map(|(id, _)| *id)
             .collect();
         if !beyond_reach.is_empty() {
             Decision::NotPermitted(beyond_reach)
@@ -197,6 +214,11 @@ impl Assessment {
         blamed.into_iter().filter_map(|holder| self.holders.get(holder)).collect()
     }
 
+    /// The evidence on this very process.
+    pub(super) fn process(&self, id: ProcessId) -> Option<&Process> {
+        self.processes.get(&id.tgid).filter(|process| process.id == id)
+    }
+
     /// Whoever has a claim on the port, of whatever class.
     pub(super) fn claimers(&self) -> impl Iterator<Item = ProcessId> {
         let claims = self.holders.iter().filter(|holder| holder.is_claimant());
@@ -217,14 +239,49 @@ impl Assessment {
 
     /// Newcomers that took the port for themselves. One that shares a stale
     /// owner's socket is merely its late child.
-    pub(super) fn newcomers(&self) -> Vec<ProcessId> {
+    pub(super) fn newcomers(&self) -> Vec<Rival> {
         let claimants: Vec<&JudgedHolder> = self
             .holders
             .iter()
             .filter(|holder| holder.holder.certain && holder.is_claimant())
             .filter(|holder| holder.owners.iter().all(|owner| owner.judgement.class == Class::Newcomer))
             .collect();
-        owners_of(&claimants, |class| class == Class::Newcomer).into_iter().map(|(id, _)| id).collect()
+        let newcomers = owners_of(&claimants, |class| class == Class::Newcomer).into_iter();
+        newcomers.map(|(id, _)| self.rival(id)).collect()
+    }
+
+    fn rival(&self, id: ProcessId) -> Rival {
+        let process = self.process(id);
+        let parent = process.and_then(|process| process.parent).and_then(|tgid| self.processes.get(&tgid));
+        Rival {
+            id,
+            unit: process.and_then(Process::unit),
+            parent: parent.map(|parent| (parent.id.tgid, parent.comm.clone())),
+        }
+    }
+
+    /// The newcomers that have the port, when they are all there is in the way
+    /// and all are parts of a unit that the rules name: the service itself has
+    /// started again.
+    pub(super) fn respawned(&self, plan: &Plan, probe: Option<&Probe>) -> Vec<Rival> {
+        let claims = self.in_the_way(plan, probe);
+        let owners: Vec<&JudgedOwner> =
+            claims.iter().filter(|holder| holder.is_claimant()).flat_map(|holder| &holder.owners).collect();
+        let is_ours = |owner: &&JudgedOwner| {
+            owner.judgement.class == Class::Newcomer
+                && owner.process.as_ref().is_some_and(|process| plan.rules.own_unit(process).is_some())
+        };
+        if owners.iter().all(is_ours) {
+            owners
+                .iter()
+                .map(|owner| owner.id)
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .map(|id| self.rival(id))
+                .collect()
+        } else {
+            Vec::new()
+        }
     }
 
     /// When the last TIME_WAIT socket in the way has expired, if there is one.

@@ -12,6 +12,8 @@ use crate::policy::Judgement;
 struct Ending {
     judgement: Judgement,
     step: Step,
+    /// The last signal that it got, and when.
+    last: Option<(Signal, Instant)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +60,7 @@ impl Escalation {
     pub(super) fn begin(&mut self, process: ProcessId, judgement: Judgement) -> bool {
         let fresh = !self.endings.contains_key(&process);
         if fresh {
-            self.endings.insert(process, Ending { judgement, step: Step::Terminating });
+            self.endings.insert(process, Ending { judgement, step: Step::Terminating, last: None });
         }
         fresh
     }
@@ -72,6 +74,15 @@ impl Escalation {
             _ => return,
         };
         self.set(process, step);
+        if let Some(ending) = self.endings.get_mut(&process) {
+            ending.last = Some((signal, now));
+        }
+    }
+
+    /// The last signal that the process got, and how long ago.
+    pub(super) fn since_last_signal(&self, process: ProcessId, now: Instant) -> Option<(Signal, Duration)> {
+        let (signal, at) = self.endings.get(&process)?.last?;
+        Some((signal, now.since(at)))
     }
 
     /// Why the process may be ended, when it is one of ours.
@@ -87,6 +98,15 @@ impl Escalation {
     /// SIGKILL was handed out.
     pub(super) fn kill(&mut self, process: ProcessId) {
         self.set(process, Step::Killing);
+    }
+
+    /// SIGKILL was not delivered after all: another look has to come first.
+    pub(super) fn confirm_again(&mut self, processes: &[ProcessId], now: Instant) {
+        for id in processes {
+            if let Some(ending) = self.endings.get_mut(id).filter(|ending| ending.step == Step::Killing) {
+                ending.step = Step::Confirming { since: now };
+            }
+        }
     }
 
     fn set(&mut self, process: ProcessId, step: Step) {

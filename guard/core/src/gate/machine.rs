@@ -4,18 +4,21 @@ use std::time::Duration;
 use tracing::debug;
 
 use crate::model::{
-    BindOutcome, ExitStatus, FailedBind, Instant, ProcessId, Signal, Snapshot, Socket, Verdict,
+    BindOutcome, ExitStatus, FailedBind, Instant, Process, ProcessId, ProcessState, Signal, Verdict,
 };
 use crate::prospect::{Prospect, settled};
 use crate::timeline::{Entry, Timeline};
 
-use super::assessment::{Assessment, Past, for_the_record, same_story, worst_conflict};
+use super::assessment::{Assessment, Past};
 use super::escalation::Escalation;
 use super::verdict::Seen;
-use super::{Action, Decision, EvictionFailure, Fact, Goal, JudgedHolder, Outcome, Plan, SignalFailure};
+use super::{
+    Action, Decision, EvictionFailure, Fact, Goal, JudgedHolder, Outcome, Plan, Reach, Rival, SignalFailure,
+};
 
 mod deciding;
 mod hints;
+mod looking;
 mod losers;
 
 /// The first pause after an event whose probe still failed: the bind bucket
@@ -92,7 +95,7 @@ pub struct Gate {
     escalation: Escalation,
     watched: BTreeSet<ProcessId>,
     seen_at_request: BTreeSet<ProcessId>,
-    rivals: BTreeSet<ProcessId>,
+    rivals: BTreeSet<Rival>,
     past: Past,
     /// A claim on the port was seen, and nothing told of its end since.
     claim_stands: bool,
@@ -109,6 +112,8 @@ pub struct Gate {
     /// Since when an owner that the guard's user should see is not to be seen.
     out_of_sight: Option<Instant>,
     failure: Option<String>,
+    /// A cgroup could not be ended as a whole.
+    one_by_one: bool,
     /// Destructions whose answer is not there yet.
     evicting: usize,
     /// Since when nobody is seen to have a listener that is in the way.
@@ -152,6 +157,7 @@ impl Gate {
             losers: Vec::new(),
             out_of_sight: None,
             failure: None,
+            one_by_one: false,
             evicting: 0,
             kernel_held: None,
             plan,
@@ -201,6 +207,17 @@ impl Gate {
             Fact::SignalDelivered { process, signal } => self.signal_delivered(process, signal, now),
             Fact::SignalFailed { process, signal, failure } => {
                 self.signal_failed(process, signal, failure, now);
+            }
+            Fact::CgroupKilled(members) => {
+                for process in members {
+                    self.signal_delivered(process, Signal::Kill, now);
+                }
+            }
+            Fact::CgroupNotKilled { members, why } => {
+                self.timeline.record(now, Entry::CgroupNotKilled(why));
+                self.one_by_one = true;
+                self.escalation.confirm_again(&members, now);
+                self.want.snapshot = true;
             }
             Fact::Evicted(socket) => self.eviction_answered(Entry::Evicted(socket), now),
             Fact::EvictionFailed { socket, failure } => {
@@ -306,6 +323,11 @@ impl Gate {
     /// The holders that the last look found, judged.
     pub fn holders(&self) -> &[JudgedHolder] {
         self.assessment.as_ref().map_or(&[], |assessment| &assessment.holders)
+    }
+
+    /// What the last look read about a process.
+    pub fn process(&self, id: ProcessId) -> Option<&Process> {
+        self.assessment.as_ref()?.process(id)
     }
 
     /// What a [`Goal::Free`] run would do about the holders, whatever this
@@ -423,123 +445,30 @@ impl Gate {
             self.asked.snapshot = true;
             let also = self.escalation.pending();
             let learn = self.assessment.is_none();
-            self.queue.push_back(Action::TakeSnapshot { also, learn });
+            let everybody = self.plan.reach != Reach::Owners;
+            self.queue.push_back(Action::TakeSnapshot { also, learn, everybody });
         }
-    }
-
-    fn take_in(&mut self, snapshot: Snapshot, now: Instant) {
-        let took = snapshot.ended.since(snapshot.begun);
-        if self.assessment.is_none() {
-            self.seen_at_request = snapshot.processes.values().map(|process| process.id).collect();
-        }
-        let begun = snapshot.begun;
-        self.count_expiring(snapshot.sockets.iter().map(|(socket, _)| socket));
-        let assessment = Assessment::new(snapshot, &self.plan, &self.seen_at_request);
-        let owners: BTreeSet<ProcessId> =
-            assessment.holders.iter().flat_map(|holder| &holder.owners).map(|owner| owner.id).collect();
-        for owner in owners {
-            if self.plan.goal != Goal::Look && self.watched.insert(owner) {
-                self.queue.push_back(Action::Watch(owner));
-            }
-        }
-        let known =
-            self.assessment.as_ref().is_some_and(|last| same_story(&last.holders, &assessment.holders));
-        if !known {
-            let (holders, left_out) = for_the_record(&assessment.holders);
-            self.timeline.record(begun, Entry::Looked { holders, left_out, took });
-        }
-        self.past.claimed.extend(assessment.claimers());
-        self.claim_stands = assessment.is_claimed();
-        self.lingers_on = assessment.lingers_on(&self.plan, self.probe.as_ref());
-        self.expiry_at = assessment.last_expiry(&self.plan).filter(|&at| at > now);
-        self.count_round(&assessment.newcomers());
-        self.looked_after_loss(begun, now);
-        if self.is_strict() {
-            let clear = !assessment.holders.iter().any(|holder| holder.holder.certain);
-            self.note_table(clear, begun);
-        }
-        self.assessment = Some(assessment);
-        self.explain_failed_binds();
-        if self.plan.goal != Goal::Look {
-            self.look_again_at = Some(now + LOOK_AGAIN);
-        }
-        // Nothing is decided on a look that the port has outlived.
-        self.check_port();
-        self.kill_after_look(begun, now);
-    }
-
-    /// Newcomers that share the port, such as a server and its workers, are one round.
-    fn count_round(&mut self, newcomers: &[ProcessId]) {
-        if !newcomers.is_empty() && newcomers.iter().all(|newcomer| !self.rivals.contains(newcomer)) {
-            self.rounds += 1;
-        }
-        self.rivals.extend(newcomers);
-    }
-
-    fn read_table(&mut self, sockets: &[Socket], begun: Instant, now: Instant) {
-        self.count_expiring(sockets.iter());
-        let clear = !sockets.iter().any(|socket| worst_conflict(&self.plan, socket) == Some(true));
-        self.note_table(clear, begun);
-        self.want.snapshot |= !clear && self.assessment.is_none() && !self.asked.snapshot;
-        if let Some(expires) = sockets
-            .iter()
-            .filter(|socket| worst_conflict(&self.plan, socket).is_some())
-            .filter_map(|socket| socket.expires)
-            .max()
-        {
-            self.expiry_at = Some(begun + expires).filter(|&at| at > now);
-        }
-    }
-
-    fn note_table(&mut self, clear: bool, begun: Instant) {
-        // A snapshot takes longer than a table, so answers overtake each other.
-        if self.last_table.is_some_and(|last| last > begun) {
-            return;
-        }
-        self.last_table = Some(begun);
-        self.clear_since =
-            clear.then(|| self.clear_since.filter(|&since| since >= self.doubted).unwrap_or(begun));
-        self.want.probe = clear;
-        if !clear {
-            let outcomes = vec![BindOutcome::InUse; self.plan.endpoints.len()];
-            self.note_probe(Probe { begun, by_table: true, outcomes });
-        }
-    }
-
-    fn note_probe(&mut self, probe: Probe) {
-        let last = self.probe.as_ref();
-        if last.is_some_and(|last| last.begun > probe.begun) {
-            return;
-        }
-        if !probe.all_bindable() {
-            // Whoever holds the port now need not be the one whom the last look saw.
-            let changed = last.is_some_and(|last| last.outcomes != probe.outcomes);
-            let first = self.assessment.is_none() && self.failure.is_none();
-            self.want.snapshot |= (changed || first) && !self.asked.snapshot;
-        }
-        self.probe = Some(probe);
-    }
-
-    fn take_probe(&mut self, outcomes: Vec<BindOutcome>, begun: Instant, now: Instant) {
-        debug_assert_eq!(outcomes.len(), self.plan.endpoints.len(), "one outcome per endpoint");
-        let changed = self.probe.as_ref().is_none_or(|last| last.outcomes != outcomes);
-        if changed || self.record_probe {
-            let took = now.since(begun);
-            self.timeline.record(begun, Entry::Probed { outcomes: outcomes.clone(), took });
-            self.record_probe = false;
-        }
-        self.note_probe(Probe { begun, by_table: false, outcomes });
     }
 
     fn signal_delivered(&mut self, process: ProcessId, signal: Signal, now: Instant) {
         self.escalation.delivered(process, signal, now);
         let Some(judgement) = self.escalation.judgement(process).cloned() else { return };
         self.timeline.record(now, Entry::Signalled { process, signal, judgement });
+        let seen = self.assessment.as_ref().and_then(|look| look.process(process));
+        if signal == Signal::Term
+            && let Some(Process { state, wait_channel, .. }) = seen
+            && matches!(state, ProcessState::Traced | ProcessState::Uninterruptible)
+        {
+            let (state, wait_channel) = (*state, wait_channel.clone());
+            self.timeline.record(now, Entry::Held { process, state, wait_channel });
+        }
     }
 
     fn signal_failed(&mut self, process: ProcessId, signal: Signal, failure: SignalFailure, now: Instant) {
         self.timeline.record(now, Entry::SignalFailed { process, signal, failure: failure.clone() });
         match failure {
+            // It went on by itself or is gone, which its pidfd will say.
+            _ if signal == Signal::Continue => {}
             SignalFailure::Gone | SignalFailure::IdentityChanged => {
                 self.escalation.finish(process);
                 self.doubted = self.doubted.max(now);

@@ -15,6 +15,7 @@
 //! | [`Action::Probe`] | [`Fact::Probed`] |
 //! | [`Action::Watch`] | [`Fact::OwnerGone`], whenever that happens |
 //! | [`Action::Evict`] | [`Fact::Evicted`] or [`Fact::EvictionFailed`] |
+//! | [`Action::KillCgroup`] | [`Fact::CgroupKilled`] or [`Fact::CgroupNotKilled`] |
 //! | [`Action::Signal`] | [`Fact::SignalDelivered`] or [`Fact::SignalFailed`] |
 //!
 //! Nothing here returns a `Result`: what fails outside is an observation too.
@@ -32,6 +33,9 @@ mod machine;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
+mod randomised;
+mod reach;
+#[cfg(test)]
 mod scenarios;
 #[cfg(test)]
 mod toy;
@@ -40,7 +44,7 @@ mod verdict;
 use std::net::IpAddr;
 use std::time::Duration;
 
-pub use assessment::{Decision, JudgedHolder, JudgedOwner};
+pub use assessment::{Decision, JudgedHolder, JudgedOwner, Rival};
 pub use machine::Gate;
 
 use crate::model::{
@@ -58,6 +62,17 @@ pub enum Goal {
     Wait,
     /// End the stale holders, then wait until the port is bindable.
     Free,
+}
+
+/// Whom the end of a stale owner reaches besides the owners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Nobody.
+    Owners,
+    /// Its descendants: `--tree`.
+    Tree,
+    /// Everybody in its service's cgroup: `--cgroup-kill`.
+    Cgroup,
 }
 
 /// How long each step may take.
@@ -92,6 +107,9 @@ pub struct Plan {
     /// Destroy the sockets that no signal helps against, as the last resort:
     /// see [`Decision::Evict`].
     pub evict: bool,
+    /// Who is ended besides the owners. Each is judged as they are, and if one
+    /// may not be ended, nobody is.
+    pub reach: Reach,
 }
 
 /// A hint from the kernel: something changed on a watched port.
@@ -225,6 +243,16 @@ pub enum Fact {
         /// Why not.
         failure: SignalFailure,
     },
+    /// Everybody in a cgroup was sent SIGKILL at once.
+    CgroupKilled(Vec<ProcessId>),
+    /// A cgroup was not ended as a whole, and nobody in it was signalled: its
+    /// members are ended one by one, after another look.
+    CgroupNotKilled {
+        /// Its members, as they were asked for.
+        members: Vec<ProcessId>,
+        /// Why not, in words.
+        why: String,
+    },
     /// A socket was destroyed.
     Evicted(Socket),
     /// A socket was not destroyed.
@@ -255,6 +283,8 @@ pub enum Action {
         /// holds the sockets open for a moment, so it is asked for only before
         /// anybody is ended; later looks repeat what was learned then.
         learn: bool,
+        /// Read every process on the machine.
+        everybody: bool,
     },
     /// Read the socket table without owners.
     ReadTable,
@@ -264,6 +294,14 @@ pub enum Action {
     Watch(ProcessId),
     /// Destroy this socket, recognised by its cookie (`SOCK_DESTROY`).
     Evict(Socket),
+    /// Send SIGKILL to everybody in this cgroup at once, if these processes are
+    /// still all there is in it.
+    KillCgroup {
+        /// Its path.
+        cgroup: String,
+        /// Who is in it.
+        members: Vec<ProcessId>,
+    },
     /// Deliver a signal, by pidfd, after comparing the start time.
     Signal {
         /// To whom.
@@ -303,7 +341,10 @@ pub enum Outcome {
     /// A holder may not be ended.
     Refused(Vec<(ProcessId, Judgement)>),
     /// Newcomers keep taking the port.
-    Duel(Vec<ProcessId>),
+    Duel(Vec<Rival>),
+    /// The service's own unit has started again and has the port: these
+    /// newcomers. It is not free, and nobody needs to start the service.
+    Respawned(Vec<Rival>),
     /// The guard's user may not signal these stale owners.
     NotPermitted(Vec<ProcessId>),
     /// The guard's user may not destroy sockets, in words.

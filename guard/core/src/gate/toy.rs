@@ -19,13 +19,13 @@ pub(super) use bind::{Bucket, bind_fails};
 pub(super) use driver::{Driver, Report};
 pub(super) use kernel::{Happening, Kernel};
 
-pub(super) use process::{Birth, OnTerm, Role};
-pub(super) use view::Viewer;
+pub(super) use process::{Birth, OnTerm, Place, Role};
+pub(super) use view::{Service, Viewer};
 pub(super) use weather::{Fate, Weather};
 
 use std::time::Duration;
 
-use super::{Budgets, Goal, Plan};
+use super::{Budgets, Goal, Plan, Reach};
 use crate::model::{BindSpec, Instant, Port, ProcessId, StartTime, Tgid, Uid};
 use crate::policy::{Asker, Pattern, Rules};
 
@@ -98,5 +98,6 @@ pub(super) fn plan(endpoints: Vec<BindSpec>) -> Plan {
         recheck: ms(5),
         port_only: false,
         evict: false,
+        reach: Reach::Owners,
     }
 }

@@ -108,6 +108,9 @@ pub enum Signal {
     Term,
     /// `SIGKILL`
     Kill,
+    /// `SIGCONT`, after SIGTERM and only to a process that is stopped: it acts
+    /// on no other signal but SIGKILL until it goes on.
+    Continue,
 }
 
 impl fmt::Display for Signal {
@@ -115,6 +118,7 @@ impl fmt::Display for Signal {
         f.write_str(match self {
             Self::Term => "SIGTERM",
             Self::Kill => "SIGKILL",
+            Self::Continue => "SIGCONT",
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::model::{ActiveState, UnitId, UnitName};
+use crate::model::{ActiveState, ProcessId, UnitId, UnitName};
 
 /// What an owner is to the run that looks at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -114,6 +114,11 @@ pub enum Reason {
         /// What the process shows there.
         value: String,
     },
+    /// It descends from this stale owner, and `--tree` reaches it.
+    DescendsFrom(ProcessId),
+    /// Its cgroup, which `--cgroup-kill` would end, is shared with strangers by
+    /// its nature: a login session's, a user manager's, the root.
+    CgroupIsShared(String),
     /// `--any-owner`: recognition was waived.
     AnyOwner,
     /// The executable was replaced or removed since the process started; its path.
@@ -156,6 +161,8 @@ impl Reason {
             Self::RunsIn(_) => "runs_in",
             Self::OutsideItsUnit { .. } => "outside_its_unit",
             Self::Matched { .. } => "matched",
+            Self::DescendsFrom(_) => "descends_from",
+            Self::CgroupIsShared(_) => "cgroup_is_shared",
             Self::AnyOwner => "any_owner",
             Self::ExecutableDeleted(_) => "executable_deleted",
             Self::NotMatched { .. } => "not_matched",
@@ -171,7 +178,7 @@ impl Reason {
     /// about no part of the process.
     pub const fn kind(&self) -> Option<&'static str> {
         Some(match self {
-            Self::Itself | Self::Ancestor(_) | Self::AncestryHidden => "ancestor",
+            Self::Itself | Self::Ancestor(_) | Self::AncestryHidden | Self::DescendsFrom(_) => "ancestor",
             Self::StartedAfterRequest => "start_time",
             Self::MainProcess(_) => "main_pid",
             Self::InRunningUnit(_)
@@ -179,7 +186,7 @@ impl Reason {
             | Self::UnitIsRestarted(_)
             | Self::UnitDoesNotRun(..)
             | Self::RunsIn(_) => "unit",
-            Self::SameServiceCgroup(_) | Self::OutsideItsUnit { .. } => "cgroup",
+            Self::SameServiceCgroup(_) | Self::OutsideItsUnit { .. } | Self::CgroupIsShared(_) => "cgroup",
             Self::Matched { field, .. } | Self::NotMatched { field, .. } | Self::FieldHidden(field) => {
                 field.name()
             }
@@ -193,7 +200,10 @@ impl Reason {
     pub fn value(&self) -> Option<String> {
         match self {
             Self::Ancestor(generations) => Some(generations.to_string()),
-            Self::SameServiceCgroup(cgroup) | Self::OutsideItsUnit { cgroup, .. } => Some(cgroup.clone()),
+            Self::SameServiceCgroup(cgroup)
+            | Self::OutsideItsUnit { cgroup, .. }
+            | Self::CgroupIsShared(cgroup) => Some(cgroup.clone()),
+            Self::DescendsFrom(root) => Some(root.to_string()),
             Self::MainProcess(unit)
             | Self::InRunningUnit(unit)
             | Self::UnitStateUnknown(unit, _)
@@ -259,6 +269,11 @@ impl fmt::Display for Reason {
             }
             Self::Matched { field: Field::Unit | Field::Cgroup, value, .. } => write!(f, "it is in {value}"),
             Self::Matched { field, rule, .. } => write!(f, "{} matches {rule}", field.name()),
+            Self::DescendsFrom(root) => write!(f, "it descends from pid {root}, and --tree reaches it"),
+            Self::CgroupIsShared(cgroup) => write!(
+                f,
+                "its cgroup {cgroup} is not a service's own, so --cgroup-kill would reach everybody else in it"
+            ),
             Self::AnyOwner => f.write_str("--any-owner waives recognition"),
             Self::ExecutableDeleted(_) => {
                 f.write_str("its executable was replaced or deleted since it started")

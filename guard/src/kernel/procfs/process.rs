@@ -55,6 +55,19 @@ pub fn process(tgid: Tgid) -> Result<Option<Process>, ProcError> {
     Ok(last)
 }
 
+/// Everybody that `/proc` shows. Who ends meanwhile, or may not be read, is left out.
+///
+/// # Errors
+///
+/// When `/proc` itself cannot be listed.
+pub fn everybody() -> Result<Vec<Process>, ProcError> {
+    let proc = open_proc()?;
+    let entries = Dir::read_from(&proc).map_err(|errno| ProcError::new("/proc", errno))?;
+    let numbers =
+        entries.filter_map(Result::ok).filter_map(|entry| tgid_of_name(entry.file_name().to_bytes()));
+    Ok(numbers.filter_map(|tgid| process(tgid).ok().flatten()).collect())
+}
+
 /// When the process with this number started; `None` when there is none.
 ///
 /// # Errors

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{Gate, LOOK_AGAIN};
 use crate::gate::verdict::permanently_unknown;
-use crate::gate::{Action, Decision, Goal, Outcome, Proof};
-use crate::model::{BindOutcome, Instant, Signal, Socket, TcpState, UnknownReason};
+use crate::gate::{Action, Decision, Goal, Outcome, Proof, Reach, reach};
+use crate::model::{BindOutcome, Instant, ProcessState, Signal, Socket, TcpState, UnknownReason};
 use crate::policy::{self, Class};
 use crate::timeline::Entry;
 
@@ -23,18 +23,37 @@ impl Gate {
     /// spent still judges stale: it may have become something else meanwhile.
     pub(super) fn kill_after_look(&mut self, begun: Instant, now: Instant) {
         let Some(assessment) = &self.assessment else { return };
+        let mut due = Vec::new();
         for id in self.escalation.confirmed_by(begun) {
-            let process = assessment.processes.get(&id.tgid).filter(|process| process.id == id);
             // Not read: it is gone, which its pidfd will say, or the next look shows it.
-            let Some(process) = process else { continue };
-            let judgement = policy::judge(process, &self.plan.rules, &self.plan.asker, &self.seen_at_request);
+            let Some(process) = assessment.process(id) else { continue };
+            let mut judgement =
+                policy::judge(process, &self.plan.rules, &self.plan.asker, &self.seen_at_request);
+            let descends = |judgement: &policy::Judgement| {
+                judgement.reasons.iter().any(|reason| matches!(reason, policy::Reason::DescendsFrom(_)))
+            };
+            // Whom it descends from may be gone by now: that was so, and stays so.
+            if judgement.class == Class::Foreign
+                && let Some(first) = self.escalation.judgement(id).filter(|first| descends(first))
+            {
+                judgement = first.clone();
+            }
             if judgement.class == Class::Stale {
                 self.escalation.kill(id);
-                self.queue.push_back(Action::Signal { process: id, signal: Signal::Kill });
+                due.push(id);
             } else if !judgement.is_for_want_of_evidence() {
                 self.escalation.finish(id);
                 self.timeline.record(now, Entry::Spared { process: id, judgement });
             }
+        }
+        let cgroup = (self.plan.reach == Reach::Cgroup && !self.one_by_one)
+            .then(|| reach::whole_cgroup(&due, &assessment.processes))
+            .flatten();
+        match cgroup {
+            Some(cgroup) => self.queue.push_back(Action::KillCgroup { cgroup, members: due }),
+            None => self
+                .queue
+                .extend(due.into_iter().map(|process| Action::Signal { process, signal: Signal::Kill })),
         }
     }
 
@@ -43,7 +62,7 @@ impl Gate {
             return;
         }
         if self.rounds >= DUEL_ROUNDS {
-            return self.end(Outcome::Duel(self.rivals.iter().copied().collect()), now);
+            return self.end(Outcome::Duel(self.rivals.iter().cloned().collect()), now);
         }
         let Some(probe) = &self.probe else {
             if self.plan.goal == Goal::Look && self.look_is_lost() && !self.asked.probe && !self.want.probe {
@@ -99,6 +118,10 @@ impl Gate {
             return;
         }
         let looked = assessment.begun;
+        let respawned = assessment.respawned(&self.plan, Some(probe));
+        if !respawned.is_empty() && self.escalation.all_over() {
+            return self.end(Outcome::Respawned(respawned), now);
+        }
         let decision = assessment.decide(&self.plan, Some(probe), &self.past);
         if !matches!(decision, Decision::CannotTell(_)) {
             self.out_of_sight = None;
@@ -118,8 +141,19 @@ impl Gate {
             }
             Decision::End(stale) => {
                 for (process, judgement) in stale {
-                    if self.escalation.begin(process, judgement) {
-                        self.queue.push_back(Action::Signal { process, signal: Signal::Term });
+                    if !self.escalation.begin(process, judgement) {
+                        continue;
+                    }
+                    // Whoever is reached besides the owners is not watched yet.
+                    if self.watched.insert(process) {
+                        self.queue.push_back(Action::Watch(process));
+                    }
+                    self.queue.push_back(Action::Signal { process, signal: Signal::Term });
+                    // A stopped process acts on SIGTERM only once it goes on; systemd
+                    // wakes it up in the same way.
+                    let seen = self.assessment.as_ref().and_then(|look| look.process(process));
+                    if seen.is_some_and(|seen| seen.state == ProcessState::Stopped) {
+                        self.queue.push_back(Action::Signal { process, signal: Signal::Continue });
                     }
                 }
             }

@@ -106,7 +106,8 @@ impl Gate {
 
     pub(super) fn owner_gone(&mut self, process: ProcessId, status: Option<ExitStatus>, now: Instant) {
         let status = status.or_else(|| self.exit_statuses.remove(&process));
-        self.timeline.record(now, Entry::Gone { process, status });
+        let answered = self.escalation.since_last_signal(process, now);
+        self.timeline.record(now, Entry::Gone { process, status, answered });
         self.escalation.finish(process);
         // The proof that opens must be younger than the last condition.
         self.doubted = self.doubted.max(now);

@@ -10,7 +10,7 @@ use super::view::{Truth, Viewer, in_the_way};
 use super::weather::{Fate, Weather};
 use super::{BEGIN, ms};
 use crate::conflict::{Conflict, conflict};
-use crate::gate::{Action, EvictionFailure, Fact, Gate, Goal, Hint, Outcome, Plan, SignalFailure};
+use crate::gate::{Action, EvictionFailure, Fact, Gate, Goal, Hint, Outcome, Plan, Reach, SignalFailure};
 use crate::model::{BindOutcome, Instant, Owners, ProcessId, Signal, Snapshot, Socket, StartTime};
 
 /// More steps than any run needs: a run that takes more spins.
@@ -21,8 +21,9 @@ const MOST_STEPS: usize = 50_000;
 enum Stage {
     Probe { begun: Instant },
     Table { begun: Instant },
-    Sockets { begun: Instant, also: Vec<ProcessId> },
-    Owners { begun: Instant, also: Vec<ProcessId>, rows: Vec<(Key, Socket)> },
+    Sockets { begun: Instant, also: Vec<ProcessId>, everybody: bool },
+    Owners { begun: Instant, also: Vec<ProcessId>, everybody: bool, rows: Vec<(Key, Socket)> },
+    KillCgroup(String, Vec<ProcessId>),
     Signal(ProcessId, Signal),
     Evict(Socket),
     Answer(Fact, Option<Truth>),
@@ -53,6 +54,8 @@ pub(in crate::gate) struct Report {
     /// When the last signalled process ended, if all did.
     pub(in crate::gate) all_gone: Option<Instant>,
     pub(in crate::gate) probes: usize,
+    /// How often a cgroup was ended as a whole.
+    pub(in crate::gate) cgroup_kills: usize,
     pub(in crate::gate) timeline: String,
     pub(in crate::gate) gate: Gate,
     pub(in crate::gate) kernel: Kernel,
@@ -85,6 +88,9 @@ pub(in crate::gate) struct Driver {
     taken: Option<Instant>,
     lost: Option<Instant>,
     doubted: Option<Instant>,
+    /// Whom `--tree` has reached.
+    descended: BTreeSet<ProcessId>,
+    cgroup_kills: usize,
 }
 
 impl Driver {
@@ -111,6 +117,8 @@ impl Driver {
             taken: None,
             lost: None,
             doubted: None,
+            descended: BTreeSet::new(),
+            cgroup_kills: 0,
         }
     }
 
@@ -142,6 +150,7 @@ impl Driver {
             bindable_since: self.bindable_since,
             last_doubt: self.doubted,
             probes: self.probe_count,
+            cgroup_kills: self.cgroup_kills,
             timeline: format!("{:?}", self.gate.timeline()),
             sent: self.sent,
             evicted: self.evicted,
@@ -233,13 +242,13 @@ impl Driver {
                     let read = soon + self.weather.latency();
                     self.post(read, Stage::Table { begun });
                 }
-                Action::TakeSnapshot { also, learn } => {
+                Action::TakeSnapshot { also, learn, everybody } => {
                     assert!(
                         !learn || self.sent.is_empty(),
                         "a socket is held open although its end is awaited"
                     );
                     let read = soon + self.weather.latency();
-                    self.post(read, Stage::Sockets { begun, also });
+                    self.post(read, Stage::Sockets { begun, also, everybody });
                 }
                 Action::Watch(process) => {
                     if self.kernel.process(process).is_some() {
@@ -251,6 +260,15 @@ impl Driver {
                 Action::Evict(socket) => {
                     self.check_eviction(&socket);
                     self.post(soon, Stage::Evict(socket));
+                }
+                Action::KillCgroup { cgroup, members } => {
+                    assert_eq!(self.gate.plan().reach, Reach::Cgroup, "nobody asked for a whole cgroup");
+                    for &process in &members {
+                        self.check_signal(process, Signal::Kill);
+                        let (signal, asked) = (Signal::Kill, self.kernel.now);
+                        self.sent.push(Sent { process, signal, asked, delivered: None });
+                    }
+                    self.post(soon, Stage::KillCgroup(cgroup, members));
                 }
                 Action::Signal { process, signal } => {
                     self.check_signal(process, signal);
@@ -281,14 +299,32 @@ impl Driver {
                 };
                 self.post(after, Stage::Answer(fact, None));
             }
-            Stage::Sockets { begun, also } => {
+            Stage::Sockets { begun, also, everybody } => {
                 let rows = self.kernel.table(&self.viewer);
-                self.post(after, Stage::Owners { begun, also, rows });
+                self.post(after, Stage::Owners { begun, also, everybody, rows });
             }
             Stage::Owners { .. } if self.weather.look_fails() => {
                 self.post(after, Stage::Answer(Fact::SnapshotFailed("proc: EIO".to_owned()), None));
             }
-            Stage::Owners { begun, also, rows } => self.read_owners(begun, also, rows, after),
+            Stage::Owners { begun, also, everybody, rows } => {
+                self.read_owners(begun, also, everybody, rows, after);
+            }
+            Stage::KillCgroup(cgroup, members) => {
+                let fact = if self.kernel.kill_cgroup(&cgroup, &members) {
+                    self.cgroup_kills += 1;
+                    let now = self.kernel.now;
+                    for sent in self.sent.iter_mut().filter(|sent| sent.signal == Signal::Kill) {
+                        if members.contains(&sent.process) {
+                            sent.delivered = Some(now);
+                        }
+                    }
+                    Fact::CgroupKilled(members)
+                } else {
+                    Fact::CgroupNotKilled { members, why: "somebody else came in".to_owned() }
+                };
+                self.pass_on();
+                self.post(after, Stage::Answer(fact, None));
+            }
             Stage::Signal(process, signal) => {
                 let fact = self.deliver(process, signal);
                 self.post(after, Stage::Answer(fact, None));
@@ -335,6 +371,7 @@ impl Driver {
         &mut self,
         begun: Instant,
         also: Vec<ProcessId>,
+        everybody: bool,
         rows: Vec<(Key, Socket)>,
         after: Duration,
     ) {
@@ -350,10 +387,19 @@ impl Driver {
             })
             .collect();
         let read = sockets.iter().flat_map(|(_, owners)| owners.seen().to_vec()).chain(also);
-        let processes = self.kernel.evidence(read, &viewer);
+        let processes = self.kernel.evidence(read, everybody, &viewer);
         let seen = processes.values().map(|process| process.id).collect();
         let seen_first = if self.last_look.is_none() { &seen } else { &self.seen_first };
-        let truth = self.kernel.truth(self.gate.plan(), &viewer, self.requested, seen_first);
+        let plan = self.gate.plan();
+        let mut truth = self.kernel.truth(plan, &viewer, self.requested, seen_first);
+        if plan.reach == Reach::Tree {
+            // Once reached, a process may be ended although its ancestor is gone.
+            let is_old = |id: &ProcessId| {
+                id.start < self.requested || (id.start == self.requested && seen_first.contains(id))
+            };
+            self.descended.extend(self.kernel.descendants(&truth, &viewer).into_iter().filter(is_old));
+            truth.stale.extend(&self.descended);
+        }
         let snapshot = Snapshot { begun, ended: self.kernel.now, sockets, processes };
         self.post(after, Stage::Answer(Fact::SnapshotTaken(snapshot), Some(truth)));
     }
@@ -369,7 +415,8 @@ impl Driver {
         match sent {
             Ok(()) => {
                 let now = self.kernel.now;
-                let last = self.sent.iter_mut().rev().find(|sent| sent.process == process);
+                let is_it = |sent: &&mut Sent| sent.process == process && sent.signal == signal;
+                let last = self.sent.iter_mut().rev().find(is_it);
                 if let Some(sent) = last {
                     sent.delivered = Some(now);
                 }
@@ -447,6 +494,12 @@ impl Driver {
         assert!(!kin, "{signal} to a protected process");
         let before: Vec<&Sent> = self.sent.iter().filter(|sent| sent.process == process).collect();
         match signal {
+            Signal::Continue => {
+                assert!(
+                    before.iter().any(|sent| sent.signal == Signal::Term),
+                    "SIGCONT without a SIGTERM before"
+                );
+            }
             Signal::Term => {
                 assert!(before.is_empty(), "a second SIGTERM to {process:?}");
                 let stays = truth.strangers.iter().find(|(key, owner)| {
@@ -457,7 +510,12 @@ impl Driver {
                 assert_eq!(stays, None, "SIGTERM although a stranger holds the port");
             }
             Signal::Kill => {
-                let [term] = before.as_slice() else { panic!("SIGKILL after {before:?}") };
+                // A cgroup that could not be ended as a whole is ended one by one.
+                let others: Vec<&&Sent> = before
+                    .iter()
+                    .filter(|sent| sent.signal != Signal::Continue && sent.delivered.is_some())
+                    .collect();
+                let [term] = others.as_slice() else { panic!("SIGKILL after {before:?}") };
                 let due = term.delivered.expect("SIGTERM was delivered") + plan.budgets.drain;
                 assert!(due <= self.kernel.now, "SIGKILL before the drain budget was spent");
                 assert!(due <= *begun, "SIGKILL on a look from within the drain budget");

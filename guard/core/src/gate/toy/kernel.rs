@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::bind::{Bucket, bind_fails};
 use super::process::{Birth, Life, OnTerm, Proc, Role};
+use super::view::Service;
 use super::{BEGIN, GUARD, SHELL, tick};
 use crate::gate::{Hint, SignalFailure};
 use crate::model::{BindSpec, Instant, ProcessId, Signal, StartTime, TcpState, Tgid, Uid};
@@ -54,6 +55,7 @@ pub(in crate::gate) struct Kernel {
     pub(in crate::gate) hints: Vec<(Instant, Hint)>,
     /// Thread groups that ended since they were last taken.
     pub(in crate::gate) ended: Vec<ProcessId>,
+    pub(in crate::gate) service: Service,
     agenda: BTreeMap<(Instant, u64), Happening>,
     next: u64,
     next_tgid: u32,
@@ -68,6 +70,7 @@ impl Kernel {
             sockets: BTreeMap::new(),
             hints: Vec::new(),
             ended: Vec::new(),
+            service: Service::default(),
             agenda: BTreeMap::new(),
             next: 1,
             next_tgid: 1000,
@@ -101,7 +104,8 @@ impl Kernel {
     fn enter(&mut self, id: ProcessId, birth: Birth) {
         let role = birth.role;
         let descriptors = BTreeSet::new();
-        let proc = Proc { id, birth, role, descriptors, life: Life::Alive, termed: false };
+        let stopped = birth.stopped;
+        let proc = Proc { id, birth, role, descriptors, life: Life::Alive, termed: false, stopped };
         self.processes.insert(id.tgid, proc);
     }
 
@@ -189,24 +193,59 @@ impl Kernel {
         }
         match signal {
             Signal::Kill => self.happen(Happening::Exit(to)),
+            Signal::Continue => {
+                let pending = std::mem::take(&mut proc.stopped) && proc.termed;
+                if pending {
+                    self.act_on_term(to);
+                }
+            }
             Signal::Term if proc.termed => {}
             Signal::Term => {
                 proc.termed = true;
-                match proc.birth.on_term {
-                    OnTerm::Ignore => {}
-                    OnTerm::Exit(after) => self.later(after, Happening::Exit(to)),
-                    OnTerm::CloseAndLinger(close, exit) => {
-                        self.later(close, Happening::CloseAll(to));
-                        if let Some(exit) = exit {
-                            self.later(close + exit, Happening::Exit(to));
-                        }
-                    }
-                    OnTerm::HandOver(after) => self.later(after, Happening::HandOver(to)),
-                    OnTerm::Become(after, keeps) => self.later(after, Happening::Become(to, keeps)),
+                if !proc.stopped {
+                    self.act_on_term(to);
                 }
             }
         }
         Ok(())
+    }
+
+    fn act_on_term(&mut self, id: ProcessId) {
+        let Some(on_term) = self.process(id).map(|proc| proc.birth.on_term) else { return };
+        match on_term {
+            OnTerm::Ignore => {}
+            OnTerm::Exit(after) => self.later(after, Happening::Exit(id)),
+            OnTerm::CloseAndLinger(close, exit) => {
+                self.later(close, Happening::CloseAll(id));
+                if let Some(exit) = exit {
+                    self.later(close + exit, Happening::Exit(id));
+                }
+            }
+            OnTerm::HandOver(after) => self.later(after, Happening::HandOver(id)),
+            OnTerm::Become(after, keeps) => self.later(after, Happening::Become(id, keeps)),
+        }
+    }
+
+    /// `cgroup.kill`, if these are still all there is below `path`.
+    pub(in crate::gate) fn kill_cgroup(&mut self, path: &str, members: &[ProcessId]) -> bool {
+        let there: Vec<ProcessId> = self
+            .processes
+            .values()
+            .filter(|proc| proc.life == Life::Alive && proc.birth.place.path().starts_with(path))
+            .map(|proc| proc.id)
+            .collect();
+        let exact = there.iter().all(|id| members.contains(id));
+        if exact {
+            for id in there
+                .iter()
+                .filter(|id| !self.process(**id).is_some_and(|proc| proc.birth.stuck))
+                .copied()
+                .collect::<Vec<_>>()
+            {
+                self.happen(Happening::Exit(id));
+            }
+        }
+        exact
     }
 
     fn happen(&mut self, what: Happening) {

@@ -21,6 +21,40 @@ pub(in crate::gate) enum Role {
     KernelThread,
 }
 
+/// Which cgroup a process lives in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::gate) enum Place {
+    /// A login session's scope, in which nobody starts anybody again.
+    Session,
+    /// The service's own unit.
+    Unit,
+    /// A part of the service's own unit.
+    UnitPart,
+    /// Another service.
+    OtherService,
+    /// A container.
+    Container,
+}
+
+impl Place {
+    pub(in crate::gate) const ALL: [Self; 5] =
+        [Self::Session, Self::Unit, Self::UnitPart, Self::OtherService, Self::Container];
+
+    pub(in crate::gate) const fn path(self) -> &'static str {
+        match self {
+            Self::Session => "/user.slice/user-0.slice/session-1.scope",
+            Self::Unit => "/user.slice/user-0.slice/user@0.service/app.slice/gateway.service",
+            Self::UnitPart => "/user.slice/user-0.slice/user@0.service/app.slice/gateway.service/worker",
+            Self::OtherService => "/system.slice/other.service",
+            Self::Container => "/system.slice/docker-0123.scope/gateway.service",
+        }
+    }
+
+    pub(in crate::gate) const fn is_unit(self) -> bool {
+        matches!(self, Self::Unit | Self::UnitPart)
+    }
+}
+
 /// What SIGTERM does to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::gate) enum OnTerm {
@@ -57,6 +91,10 @@ pub(in crate::gate) struct Birth {
     pub(in crate::gate) listens: Vec<BindSpec>,
     /// It gives the port up so long after it got it.
     pub(in crate::gate) holds: Option<Duration>,
+    pub(in crate::gate) place: Place,
+    pub(in crate::gate) parent: Option<ProcessId>,
+    /// Stopped: it acts on SIGTERM only once it goes on.
+    pub(in crate::gate) stopped: bool,
 }
 
 impl Birth {
@@ -73,6 +111,9 @@ impl Birth {
             respawn: None,
             listens: Vec::new(),
             holds: None,
+            place: Place::Session,
+            parent: None,
+            stopped: false,
         }
     }
 }
@@ -96,6 +137,7 @@ pub(in crate::gate) struct Proc {
     pub(in crate::gate) descriptors: BTreeSet<Key>,
     pub(in crate::gate) life: Life,
     pub(in crate::gate) termed: bool,
+    pub(in crate::gate) stopped: bool,
 }
 
 impl Proc {
@@ -116,13 +158,14 @@ impl Proc {
         };
         let state = match self.life {
             Life::Alive if self.birth.stuck => ProcessState::Uninterruptible,
+            Life::Alive if self.stopped => ProcessState::Stopped,
             Life::Alive => ProcessState::Sleeping,
             Life::Exiting if self.birth.threads > 1 => ProcessState::Zombie,
             Life::Exiting | Life::Emptied => ProcessState::Running,
         };
         Process {
             id: self.id,
-            parent: Some(Tgid(1)),
+            parent: Some(self.birth.parent.map_or(Tgid(1), |parent| parent.tgid)),
             uid: self.birth.uid,
             comm: comm.to_owned(),
             exe,
@@ -130,7 +173,7 @@ impl Proc {
             argv,
             cgroup: Some(match self.role {
                 Role::Roommate => format!("{}/worker", super::OUR_SERVICE),
-                _ => "/user.slice/user-0.slice/session-1.scope".to_owned(),
+                _ => self.birth.place.path().to_owned(),
             }),
             kernel_thread: self.role == Role::KernelThread,
             state,

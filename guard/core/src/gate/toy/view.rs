@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use super::bind::{Bucket, bind_fails};
 use super::kernel::{Kernel, Key, Sock};
-use super::process::{Life, Proc, Role};
+use super::process::{Life, Place, Proc, Role};
 use crate::gate::Plan;
 use crate::model::{
     BindOutcome, Instant, Owners, Process, ProcessId, Socket, SocketCookie, SocketInode, StartTime, TcpState,
@@ -76,9 +76,12 @@ impl Kernel {
     pub(in crate::gate) fn evidence(
         &self,
         owners: impl Iterator<Item = ProcessId>,
+        everybody: bool,
         viewer: &Viewer,
     ) -> BTreeMap<Tgid, Process> {
+        let everybody = everybody.then(|| self.processes.values().map(|proc| proc.id)).into_iter().flatten();
         owners
+            .chain(everybody)
             .filter_map(|id| self.processes.get(&id.tgid))
             .map(|proc| (proc.id.tgid, proc.evidence(viewer.reads(proc))))
             .collect()
@@ -94,17 +97,17 @@ impl Kernel {
         let is_old = |proc: &Proc| {
             proc.id.start < requested || (proc.id.start == requested && seen_first.contains(&proc.id))
         };
-        let may_end = |proc: &Proc| match proc.role {
-            Role::Service => true,
-            Role::Stranger => plan.rules.any_owner,
-            Role::Kin | Role::Roommate | Role::KernelThread => false,
+        let protected = |proc: &Proc| matches!(proc.role, Role::Kin | Role::Roommate | Role::KernelThread);
+        let may_end = |proc: &Proc| {
+            let stale = !protected(proc) && self.service.recognises(proc, plan.rules.any_owner);
+            stale && !self.service.keeps(proc)
         };
         let mut truth = Truth::default();
         for proc in self.processes.values() {
             if is_old(proc) && may_end(proc) {
                 truth.stale.insert(proc.id);
             }
-            let protected = matches!(proc.role, Role::Kin | Role::Roommate | Role::KernelThread);
+            let protected = protected(proc);
             if proc.shows_descriptors() && viewer.reads(proc) {
                 let kept = proc.descriptors.iter().filter(|key| {
                     let claims =
@@ -124,6 +127,67 @@ impl Kernel {
             }
         }
         truth
+    }
+}
+
+/// What is true of the service's unit.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::gate) struct Service {
+    /// The rules name its unit.
+    pub(in crate::gate) unit: bool,
+    /// The rules ask for its argv too, or for nothing else.
+    pub(in crate::gate) by_unit_alone: bool,
+    /// What is in its cgroup is the running instance, or may be.
+    pub(in crate::gate) keeps_instance: bool,
+    /// The running instance's main process, wherever it is.
+    pub(in crate::gate) main: Option<ProcessId>,
+}
+
+impl Service {
+    fn recognises(&self, proc: &Proc, any_owner: bool) -> bool {
+        let looks_like_it = proc.role == Role::Service;
+        match proc.birth.place {
+            _ if any_owner => true,
+            _ if !self.unit => looks_like_it,
+            place if place.is_unit() || self.main == Some(proc.id) => self.by_unit_alone || looks_like_it,
+            Place::Session => looks_like_it && !self.by_unit_alone,
+            _ => false,
+        }
+    }
+
+    fn keeps(&self, proc: &Proc) -> bool {
+        let its_own = proc.birth.place.is_unit() || self.main == Some(proc.id);
+        self.unit && self.keeps_instance && its_own
+    }
+}
+
+impl Kernel {
+    /// Old enough descendants of the stale owners that are in nobody else's hands.
+    pub(in crate::gate) fn descendants(&self, truth: &Truth, viewer: &Viewer) -> BTreeSet<ProcessId> {
+        let owns = |id: &ProcessId| {
+            self.process(*id).is_some_and(|proc| {
+                !proc.descriptors.is_empty() && proc.shows_descriptors() && viewer.reads(proc)
+            })
+        };
+        let roots: Vec<ProcessId> = truth.stale.iter().copied().filter(owns).collect();
+        let mut found = BTreeSet::new();
+        for proc in self.processes.values() {
+            let mut at = proc;
+            while let Some(parent) = at.birth.parent.and_then(|parent| self.processes.get(&parent.tgid)) {
+                if roots.contains(&parent.id) {
+                    let same = proc.birth.place == parent.birth.place
+                        || (proc.birth.place.is_unit() && parent.birth.place.is_unit())
+                        || proc.birth.place == Place::Session;
+                    let protected = matches!(proc.role, Role::Kin | Role::Roommate | Role::KernelThread);
+                    if same && !protected && !self.service.keeps(proc) {
+                        found.insert(proc.id);
+                    }
+                    break;
+                }
+                at = parent;
+            }
+        }
+        found
     }
 }
 

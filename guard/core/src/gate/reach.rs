@@ -1,0 +1,205 @@
+//! Whom the end of a stale owner reaches besides the owners.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Plan, Reach};
+use crate::model::{Process, ProcessId, ProcessState, Seen, Tgid, UnitId};
+use crate::policy::{self, Class, Judgement, Reason};
+
+/// Everybody that is reached, judged, or who stands in the way of that.
+pub(super) struct Reached {
+    /// May be ended too.
+    pub(super) stale: Vec<(ProcessId, Judgement)>,
+    /// May not be ended, so nobody is.
+    pub(super) refused: Vec<(ProcessId, Judgement)>,
+}
+
+/// `owners` are the stale owners, `processes` everybody on this machine.
+pub(super) fn reached(
+    plan: &Plan,
+    owners: &[(ProcessId, Judgement)],
+    processes: &BTreeMap<Tgid, Process>,
+    seen_at_request: &BTreeSet<ProcessId>,
+) -> Reached {
+    let mut reached = Reached { stale: Vec::new(), refused: Vec::new() };
+    let owner_ids: BTreeSet<ProcessId> = owners.iter().map(|(id, _)| *id).collect();
+    let mut cgroups = BTreeSet::new();
+    if plan.reach == Reach::Cgroup {
+        for (id, _) in owners {
+            let Some(process) = processes.get(&id.tgid).filter(|process| process.id == *id) else { continue };
+            match own_cgroup(process) {
+                Some(cgroup) => {
+                    cgroups.insert(cgroup.to_owned());
+                }
+                None => {
+                    let cgroup = process.cgroup.clone().unwrap_or_else(|| "(none)".to_owned());
+                    let reasons = vec![Reason::CgroupIsShared(cgroup)];
+                    reached.refused.push((*id, Judgement { class: Class::Protected, reasons }));
+                }
+            }
+        }
+    }
+    for process in processes.values().filter(|process| !owner_ids.contains(&process.id)) {
+        let judgement = match plan.reach {
+            Reach::Owners => continue,
+            Reach::Tree => {
+                let Some(root) = ancestor_among(&owner_ids, process, processes) else { continue };
+                judge_descendant(plan, process, root, seen_at_request)
+            }
+            Reach::Cgroup => {
+                let path = process.cgroup.as_deref().unwrap_or_default();
+                if !cgroups.iter().any(|cgroup| lies_in(path, cgroup)) {
+                    continue;
+                }
+                policy::judge(process, &plan.rules, &plan.asker, seen_at_request)
+            }
+        };
+        // What is dead or dying already needs no signal and has nothing to lose.
+        let dead = process.state == ProcessState::Zombie && process.exe == Seen::Absent;
+        match judgement.class {
+            _ if dead || judgement.is_for_want_of_evidence() => {}
+            Class::Stale => reached.stale.push((process.id, judgement)),
+            Class::Newcomer => {}
+            Class::Current | Class::Foreign | Class::Protected => {
+                reached.refused.push((process.id, judgement));
+            }
+        }
+    }
+    reached
+}
+
+/// The members of one cgroup whose end is due, when they are all there is in it.
+pub(super) fn whole_cgroup(due: &[ProcessId], processes: &BTreeMap<Tgid, Process>) -> Option<String> {
+    let first = processes.get(&due.first()?.tgid)?;
+    let cgroup = own_cgroup(first)?;
+    let members = || {
+        processes.values().filter(|process| {
+            process.cgroup.as_deref().is_some_and(|path| lies_in(path, cgroup))
+                && !(process.state == ProcessState::Zombie && process.exe == Seen::Absent)
+        })
+    };
+    let all_due = members().all(|process| due.contains(&process.id));
+    let all_in = due.iter().all(|id| members().any(|process| process.id == *id));
+    (all_due && all_in).then(|| cgroup.to_owned())
+}
+
+/// The cgroup that the process shares with nobody but its own service: that of
+/// its unit, or the one that it is in where that is not systemd's. `None` for a
+/// login session, a user's manager, a slice and the root.
+fn own_cgroup(process: &Process) -> Option<&str> {
+    let path = process.cgroup.as_deref().filter(|path| path.len() > 1)?;
+    let Some(unit) = UnitId::of_cgroup(path) else {
+        let last = path.rsplit('/').next()?;
+        return (!last.ends_with(".slice")).then_some(path);
+    };
+    let name = unit.name.as_str();
+    if name.starts_with("session-") || name.starts_with("user@") || name == "init.scope" {
+        return None;
+    }
+    let mut end = 0;
+    for part in path.split('/') {
+        end += part.len();
+        if part.strip_prefix('_').unwrap_or(part) == name {
+            return path.get(..end);
+        }
+        end += 1;
+    }
+    None
+}
+
+fn lies_in(path: &str, cgroup: &str) -> bool {
+    path.strip_prefix(cgroup).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The stale owner that the process descends from.
+fn ancestor_among<'a>(
+    owners: &BTreeSet<ProcessId>,
+    process: &Process,
+    processes: &'a BTreeMap<Tgid, Process>,
+) -> Option<&'a Process> {
+    let mut at = process;
+    // A table that was read while processes were reparented could hold a cycle.
+    for _ in 0..processes.len() {
+        at = processes.get(&at.parent?)?;
+        if owners.contains(&at.id) {
+            return processes.get(&at.id.tgid);
+        }
+    }
+    None
+}
+
+/// Descent recognises a process, unless somebody else has it in hand: another
+/// service than its ancestor's, or a container.
+fn judge_descendant(
+    plan: &Plan,
+    process: &Process,
+    root: &Process,
+    seen_at_request: &BTreeSet<ProcessId>,
+) -> Judgement {
+    let by_itself = policy::judge(process, &plan.rules, &plan.asker, seen_at_request);
+    if by_itself.class != Class::Foreign || by_itself.is_for_want_of_evidence() {
+        return by_itself;
+    }
+    let moved = process.cgroup != root.cgroup && process.unit() != root.unit() && !process.is_unsupervised();
+    if moved {
+        return by_itself;
+    }
+    Judgement { class: Class::Stale, reasons: vec![Reason::DescendsFrom(root.id)] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{StartTime, Uid};
+
+    fn at(cgroup: &str) -> Process {
+        Process {
+            id: ProcessId { tgid: Tgid(7), start: StartTime(1) },
+            parent: None,
+            uid: Uid(0),
+            comm: "node".to_owned(),
+            exe: Seen::Absent,
+            exe_deleted: false,
+            argv: Seen::Absent,
+            cgroup: Some(cgroup.to_owned()),
+            kernel_thread: false,
+            state: ProcessState::Sleeping,
+            wait_channel: None,
+        }
+    }
+
+    #[test]
+    fn a_cgroup_that_others_share_is_never_taken_for_the_service_s_own() {
+        for (path, own) in [
+            ("/system.slice/x.service", Some("/system.slice/x.service")),
+            ("/system.slice/x.service/worker/1", Some("/system.slice/x.service")),
+            (
+                "/user.slice/user-7.slice/user@7.service/app.slice/y.service/w",
+                Some("/user.slice/user-7.slice/user@7.service/app.slice/y.service"),
+            ),
+            ("/system.slice/run-r0.scope", Some("/system.slice/run-r0.scope")),
+            ("/docker/0123", Some("/docker/0123")),
+            ("/user.slice/user-7.slice/session-3.scope", None),
+            ("/user.slice/user-7.slice/user@7.service/init.scope", None),
+            ("/user.slice/user-7.slice/user@7.service", None),
+            ("/system.slice", None),
+            ("/init.scope", None),
+            ("/", None),
+        ] {
+            assert_eq!(own_cgroup(&at(path)), own, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_cgroup_is_ended_as_a_whole_only_when_everybody_in_it_is_due() {
+        let (one, mut two) = (at("/system.slice/x.service"), at("/system.slice/x.service/worker"));
+        two.id.tgid = Tgid(8);
+        let mut other = at("/system.slice/x.service.d");
+        other.id.tgid = Tgid(9);
+        let all: BTreeMap<Tgid, Process> =
+            [one.clone(), two.clone(), other].map(|process| (process.id.tgid, process)).into();
+        assert_eq!(whole_cgroup(&[one.id, two.id], &all).as_deref(), Some("/system.slice/x.service"));
+        assert_eq!(whole_cgroup(&[one.id], &all), None);
+        assert_eq!(whole_cgroup(&[], &all), None);
+    }
+}
