@@ -1,5 +1,6 @@
 //! Who runs a program: root, or somebody with fewer rights.
 
+use std::ffi::CString;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -7,10 +8,14 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid};
+
+use crate::cgroup::Cgroup;
 
 /// The user id of `nobody` on every distribution.
 pub const NOBODY: u32 = 65534;
@@ -42,6 +47,7 @@ pub struct Caller {
     hidepid: bool,
     forbidden: Option<Forbidden>,
     elsewhere: bool,
+    cgroup: Option<CString>,
     copies: Arc<Mutex<Vec<tempfile::TempDir>>>,
 }
 
@@ -106,6 +112,11 @@ impl Caller {
         self
     }
 
+    /// Root in this cgroup.
+    pub fn within(cgroup: &Cgroup) -> Self {
+        Self { cgroup: Some(cgroup.procs()), ..Self::default() }
+    }
+
     /// Whether it is the superuser, with whatever capabilities.
     pub fn is_root(&self) -> bool {
         self.uid.is_none()
@@ -113,7 +124,7 @@ impl Caller {
 
     /// Makes `command` run with these rights.
     pub fn apply(&self, command: &mut Command) {
-        let Self { uid, dropped, hidden, hidepid, forbidden, elsewhere, copies: _ } = self.clone();
+        let Self { uid, dropped, hidden, hidepid, forbidden, elsewhere, cgroup, copies: _ } = self.clone();
         if uid.is_some() {
             // The working directory may be closed to that user.
             command.current_dir("/");
@@ -121,6 +132,10 @@ impl Caller {
         // SAFETY: only system calls run between fork and exec; all of them are async-signal-safe.
         unsafe {
             command.pre_exec(move || {
+                if let Some(procs) = &cgroup {
+                    let file = nix::fcntl::open(procs.as_c_str(), OFlag::O_WRONLY, Mode::empty())?;
+                    nix::unistd::write(&file, b"0")?;
+                }
                 if elsewhere {
                     unshare(CloneFlags::CLONE_NEWNET)?;
                 }

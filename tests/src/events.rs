@@ -187,6 +187,27 @@ impl Event {
         self.0["outcome"].as_str().unwrap_or_default()
     }
 
+    /// `answered` of an `owner_exited`: the last signal that it was sent.
+    pub fn answered(&self) -> Option<&str> {
+        self.0["answered"].as_str()
+    }
+
+    /// `answered_after_us` of an `owner_exited`.
+    pub fn answered_after_us(&self) -> Option<f64> {
+        self.0["answered_after_us"].as_f64()
+    }
+
+    /// The units in `rivals` of a `duel`, or in `by` of a `respawned`.
+    pub fn units(&self) -> Vec<&str> {
+        let rivals = self.0["rivals"].as_array().or_else(|| self.0["by"].as_array());
+        rivals.into_iter().flatten().filter_map(|rival| rival["unit"].as_str()).collect()
+    }
+
+    /// `way_out` of a `duel`.
+    pub fn way_out(&self) -> &str {
+        text(&self.0, "way_out")
+    }
+
     /// `exit_code` of a `run_finished`.
     pub fn exit_code(&self) -> i64 {
         self.0["exit_code"].as_i64().unwrap_or_else(|| panic!("no exit_code in {self}"))

@@ -13,6 +13,7 @@
 //! | `PORTGUARD_TEST_SKIPS` | file that gets one line `test: reason` per skipped test |
 
 pub mod caller;
+pub mod cgroup;
 pub mod child;
 pub mod events;
 pub mod kernel;
@@ -29,6 +30,7 @@ pub mod wait;
 pub mod world;
 
 pub use caller::Caller;
+pub use cgroup::Cgroup;
 pub use events::{Event, Verdict};
 pub use portguard::{Finished, Portguard, Run};
 pub use process::Proc;

@@ -266,7 +266,10 @@ impl Finished {
         for (process, signal) in self.signals() {
             match signal {
                 "SIGTERM" => termed.push(process),
-                "SIGKILL" => assert!(termed.contains(&process), "SIGKILL without a SIGTERM before\n{self}"),
+                // SIGCONT only wakes a stopped process up, so that it can act on SIGTERM.
+                "SIGKILL" | "SIGCONT" => {
+                    assert!(termed.contains(&process), "{signal} without a SIGTERM before\n{self}");
+                }
                 other => panic!("{other} is never sent\n{self}"),
             }
         }

@@ -1,0 +1,76 @@
+//! Cgroups of the running kernel, shaped like systemd's.
+
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::DEADLINE;
+use crate::process::Proc;
+use crate::wait_until;
+
+/// A cgroup v2 that this test made, `/portguard-test-….slice/NAME`. It is removed once it is empty.
+#[derive(Debug)]
+pub struct Cgroup {
+    slice: PathBuf,
+    folder: PathBuf,
+    /// Its path, as `/proc/PID/cgroup` shows it.
+    pub path: String,
+}
+
+impl Cgroup {
+    /// A cgroup with this name, or why there is none.
+    ///
+    /// # Errors
+    /// Where no cgroup v2 hierarchy is mounted, or nobody may make one.
+    pub fn new(name: &str) -> Result<Self, String> {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let mount = mount_point().ok_or("no cgroup v2 hierarchy is mounted")?;
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let slice = format!("portguard-test-{}-{number}.slice", std::process::id());
+        let path = format!("/{slice}/{name}");
+        let (slice, folder) = (mount.join(&slice), mount.join(path.trim_start_matches('/')));
+        std::fs::create_dir_all(&folder).map_err(|error| format!("make {}: {error}", folder.display()))?;
+        Ok(Self { slice, folder, path })
+    }
+
+    /// Moves a process in.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    pub fn take_in(&self, process: Proc) {
+        std::fs::write(self.folder.join("cgroup.procs"), process.pid.to_string())
+            .unwrap_or_else(|error| panic!("move {process} to {}: {error}", self.path));
+    }
+
+    /// The file to which a process writes `0` to move itself in.
+    ///
+    /// # Panics
+    /// Never: the path has no NUL.
+    pub fn procs(&self) -> CString {
+        let file = self.folder.join("cgroup.procs").into_os_string().into_encoded_bytes();
+        CString::new(file).expect("no NUL in a path")
+    }
+
+    /// Whether the kernel can end it as a whole (Linux 5.14).
+    pub fn can_be_killed(&self) -> bool {
+        self.folder.join("cgroup.kill").is_file()
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Its last member may still be on its way out; what cannot be removed is left to the next boot.
+        wait_until(DEADLINE, || std::fs::remove_dir(&self.folder).is_ok() || !self.folder.exists());
+        let _others_inside = std::fs::remove_dir(&self.slice);
+    }
+}
+
+fn mount_point() -> Option<PathBuf> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    table.lines().find_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ');
+        let (root, point) = (fields.nth(3)?, fields.next()?);
+        (kind.starts_with("cgroup2 ") && root == "/").then(|| Path::new(point).to_owned())
+    })
+}
