@@ -114,7 +114,11 @@ fn socket(address: IpAddr, reuse: bool) -> nix::Result<OwnedFd> {
     Ok(fd)
 }
 
-fn raise_loopback() -> Result<()> {
+/// Brings `lo` up in the network namespace of the current thread.
+///
+/// # Errors
+/// Without `CAP_NET_ADMIN`.
+pub fn raise_loopback() -> Result<()> {
     use nix::libc::{IFF_UP, SIOCGIFFLAGS, SIOCSIFFLAGS, c_short, ifreq, ioctl};
     let fd = socket(IpAddr::V4(Ipv4Addr::LOCALHOST), false)?;
     // SAFETY: ifreq is plain old data for which all zeros is a valid value.

@@ -21,6 +21,8 @@ mod suite;
 mod test;
 mod toolchain;
 mod traces;
+mod vm;
+mod vm_test;
 mod workspace;
 
 /// Builds, runs and tests portguard. New here? `cargo xtask run` does everything.
@@ -37,6 +39,8 @@ enum Command {
     Run(run::Args),
     /// Run every test; the last line says how many passed, failed and were skipped
     Test(test::Args),
+    /// Run the end-to-end tests on other kernels: Debian's, from 5.10 to the newest, in QEMU
+    VmTest(vm_test::Args),
     /// Judge without running: format, clippy, docs, the layer rules, no traces of a machine
     Check,
     /// Build portguard with its BPF programs
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
     let result = workspace::Workspace::find().and_then(|workspace| match &cli.command {
         Command::Run(args) => run::command(&workspace, args).map(done),
         Command::Test(args) => test::command(&workspace, args),
+        Command::VmTest(args) => vm_test::command(&workspace, args),
         Command::Check => check::command(&workspace),
         Command::Build(args) => build::command(&workspace, args).map(done),
         Command::BuildEbpf(args) => build_ebpf::command(&workspace, args).map(done),

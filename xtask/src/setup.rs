@@ -195,7 +195,15 @@ fn rustup() -> Command {
 ///
 /// When one is missing and cannot be installed here.
 pub(crate) fn ensure_test_commands() -> Result<()> {
-    let missing = missing_test_commands();
+    ensure_packages("the tests", &missing_test_commands())
+}
+
+/// Installs what lacks of the commands that `what_for` runs, each with its Debian package.
+///
+/// # Errors
+///
+/// When one is missing and cannot be installed here.
+pub(crate) fn ensure_packages(what_for: &str, missing: &[(&str, &str)]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
@@ -203,12 +211,12 @@ pub(crate) fn ensure_test_commands() -> Result<()> {
     let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
     if !(is_debian() && is_root()) {
         bail!(
-            "the tests run {}, which is not installed; mend it with: sudo apt-get install {}",
+            "{what_for} need {}, which is not installed; mend it with: sudo apt-get install {}",
             commands.join(", "),
             packages.join(" ")
         );
     }
-    say(format!("installing for the tests: {}", packages.join(" ")));
+    say(format!("installing for {what_for}: {}", packages.join(" ")));
     apt_install(&packages)
 }
 

@@ -24,6 +24,9 @@ pub(crate) enum Show {
 /// How the harness shows a test under `#[ignore = "a measurement…"]`, a number for people to read.
 const MEASUREMENT: &str = "ignored, a measurement";
 
+/// How the harness shows a test under `#[ignore = "in a guest: …"]`: `cargo xtask vm-test` runs it.
+const IN_A_GUEST: &str = "ignored, in a guest";
+
 /// How one suite, or several together, went.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Outcome {
@@ -37,6 +40,8 @@ pub(crate) struct Outcome {
     pub(crate) ignored: Vec<String>,
     /// `suite: test` of each measurement: it judges nothing, so leaving it out skips nothing.
     pub(crate) measurements: Vec<String>,
+    /// `suite: test` of each test that needs a machine of its own and is run in one elsewhere.
+    pub(crate) in_a_guest: Vec<String>,
 }
 
 impl Outcome {
@@ -47,10 +52,11 @@ impl Outcome {
         self.failures.extend(other.failures);
         self.ignored.extend(other.ignored);
         self.measurements.extend(other.measurements);
+        self.in_a_guest.extend(other.in_a_guest);
     }
 
-    /// Takes in one line of what a harness prints.
-    fn read(&mut self, suite: &str, line: &str) -> bool {
+    /// Takes in one line of what a harness prints; whether it is the result of all.
+    pub(crate) fn read(&mut self, suite: &str, line: &str) -> bool {
         if let Some((passed, failed)) = result_line(line) {
             self.passed += passed;
             self.failed += failed;
@@ -59,6 +65,7 @@ impl Outcome {
         if let Some((test, verdict)) = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... ")) {
             let list = match verdict.split([',', ' ']).next() {
                 Some("ignored") if verdict.starts_with(MEASUREMENT) => &mut self.measurements,
+                Some("ignored") if verdict.starts_with(IN_A_GUEST) => &mut self.in_a_guest,
                 Some("FAILED") => &mut self.failures,
                 Some("ignored") => &mut self.ignored,
                 _ => return false,
@@ -202,13 +209,14 @@ mod tests {
     #[test]
     fn counts_and_names_come_from_the_harness() {
         let script = "echo 'test a::b ... ok'; echo 'test a::c ... FAILED'; echo 'test d ... ignored, why';
-            echo 'test e ... ignored, a measurement: run it alone';
+            echo 'test e ... ignored, a measurement: run it alone'; echo 'test f ... ignored, in a guest: why';
             echo 'test result: FAILED. 1 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out'; exit 101";
         let outcome = run("s", shell(script), Show::Failures, LIMIT).unwrap();
         assert_eq!((outcome.passed, outcome.failed), (1, 1));
         assert_eq!(outcome.failures, ["s: a::c"]);
         assert_eq!(outcome.ignored, ["s: d"]);
         assert_eq!(outcome.measurements, ["s: e"]);
+        assert_eq!(outcome.in_a_guest, ["s: f"]);
     }
 
     #[test]

@@ -236,14 +236,18 @@ fn read_skips(file: &Path) -> BTreeSet<Skip> {
     text.lines().filter_map(Skip::parse).collect()
 }
 
+/// A test that could not run.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Skip {
-    test: String,
-    why: String,
+pub(crate) struct Skip {
+    /// The test's path.
+    pub(crate) test: String,
+    /// What it lacks.
+    pub(crate) why: String,
 }
 
 impl Skip {
-    fn parse(line: &str) -> Option<Self> {
+    /// Reads one line of a file of skips.
+    pub(crate) fn parse(line: &str) -> Option<Self> {
         let line = line.trim();
         let line = line.strip_prefix("SKIP ").unwrap_or(line);
         if line.is_empty() {
@@ -252,6 +256,11 @@ impl Skip {
         // Test paths contain `::`, so only a colon before a blank ends the name.
         let (test, why) = line.split_once(": ").unwrap_or((line, "no reason given"));
         Some(Self { test: test.to_owned(), why: why.to_owned() })
+    }
+
+    /// Of several suites with the same tests.
+    pub(crate) fn in_suite(self, suite: &str) -> Self {
+        Self { test: format!("{suite}: {}", self.test), why: self.why }
     }
 }
 
@@ -269,6 +278,9 @@ fn report(outcome: Outcome, skips: &BTreeSet<Skip>, strict: bool) -> ExitCode {
             "not a test: {measurement}: a measurement, run it with `cargo test -- --ignored --nocapture`"
         );
     }
+    for elsewhere in &outcome.in_a_guest {
+        println!("not here: {elsewhere}: `cargo xtask vm-test` runs it in a machine of its own");
+    }
     for failed in &outcome.failures {
         println!("failed: {failed}");
     }
@@ -282,14 +294,18 @@ fn report(outcome: Outcome, skips: &BTreeSet<Skip>, strict: bool) -> ExitCode {
 
 /// The three numbers of the closing line; every test is in one of them.
 #[derive(Debug, PartialEq, Eq)]
-struct Counts {
-    passed: usize,
-    failed: usize,
-    skipped: usize,
+pub(crate) struct Counts {
+    /// Ran and found nothing wrong.
+    pub(crate) passed: usize,
+    /// Found something wrong.
+    pub(crate) failed: usize,
+    /// Did not run.
+    pub(crate) skipped: usize,
 }
 
 impl Counts {
-    fn of(outcome: &Outcome, skips: &BTreeSet<Skip>) -> Self {
+    /// Sorts every test into one of the three.
+    pub(crate) fn of(outcome: &Outcome, skips: &BTreeSet<Skip>) -> Self {
         // In strict mode a test that cannot run says so and then fails: it is a failed one.
         let failed =
             |test: &str| outcome.failures.iter().any(|failure| failure.ends_with(&format!(" {test}")));

@@ -130,7 +130,8 @@ impl Server {
 }
 
 fn script() -> String {
-    concat!(env!("CARGO_MANIFEST_DIR"), "/node/server.js").to_owned()
+    let beside = || concat!(env!("CARGO_MANIFEST_DIR"), "/node").to_owned();
+    std::env::var("PORTGUARD_TEST_NODE_DIR").unwrap_or_else(|_| beside()) + "/server.js"
 }
 
 fn node_line(line: &str) -> Option<Value> {

@@ -1,0 +1,68 @@
+//! Static builds of everything that runs in a guest: a guest has no libraries of ours.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use crate::cargo_json::{self, Built};
+use crate::process::say;
+use crate::workspace::Workspace;
+
+/// The target is named even though it is the host's own: build scripts and macros then stay as they
+/// are, and these builds get a folder beside the usual ones.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The programs of the guests.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    /// `portguard`.
+    pub(crate) portguard: PathBuf,
+    /// PID 1.
+    pub(crate) init: PathBuf,
+    /// The programs that the tests run.
+    pub(crate) stand_ins: Vec<PathBuf>,
+    /// The end-to-end tests.
+    pub(crate) end_to_end: PathBuf,
+    /// The unit tests of package guard, where they were asked for.
+    pub(crate) unit: Option<PathBuf>,
+}
+
+/// Builds them, around the BPF object that is there; the unit tests, which take longest, only if `unit`.
+///
+/// # Errors
+///
+/// When a build fails.
+pub(crate) fn programs(workspace: &Workspace, unit: bool) -> Result<Programs> {
+    say("building static programs for the guests");
+    let bins = cargo(workspace, &["build", "--package", "guard", "--package", "guard-tests", "--bins"])?;
+    let tests = cargo(workspace, &["test", "--no-run", "--package", "guard-tests", "--test", "e2e"])?;
+    let lib = || cargo(workspace, &["test", "--no-run", "--package", "guard", "--lib"]);
+    let unit = unit.then(lib).transpose()?;
+    let harness = |built: &Built, target: &str| -> Result<PathBuf> {
+        let made = built.executables.iter().find(|made| made.test && made.target == target);
+        Ok(made.with_context(|| format!("the build made no tests `{target}`"))?.path.clone())
+    };
+    let stand_ins = ["standin", "gate_latency"].map(|name| bins.binary(name).map(Path::to_path_buf));
+    Ok(Programs {
+        portguard: bins.binary("portguard")?.to_path_buf(),
+        init: bins.binary("vm_init")?.to_path_buf(),
+        stand_ins: stand_ins.into_iter().collect::<Result<_>>()?,
+        end_to_end: harness(&tests, "e2e")?,
+        unit: unit.map(|built| harness(&built, "guard")).transpose()?,
+    })
+}
+
+fn cargo(workspace: &Workspace, arguments: &[&str]) -> Result<Built> {
+    let mut cargo = workspace.cargo_command();
+    let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", TARGET.to_uppercase().replace('-', "_"));
+    cargo
+        .args(arguments)
+        .args(["--target", TARGET])
+        .args(workspace.locked())
+        .env(flags, "-Ctarget-feature=+crt-static")
+        // It would win over the flags of the target.
+        .env_remove("RUSTFLAGS")
+        // A panic names its place without it, and an image is unpacked by an emulated processor.
+        .env("CARGO_PROFILE_DEV_DEBUG", "0");
+    cargo_json::build(&mut cargo)
+}
