@@ -30,6 +30,16 @@ const COLOURS: [RGBColor; 8] = [
 /// Nothing on a logarithmic axis is less than this: 1 µs.
 const LEAST_NS: f64 = 1_000.0;
 
+/// Every subject looks different: when the colours are used up, they come again as broad, pale lines.
+fn line_style(index: usize) -> ShapeStyle {
+    let colour = COLOURS[index % COLOURS.len()];
+    match index / COLOURS.len() {
+        0 => ShapeStyle { color: colour.to_rgba(), filled: false, stroke_width: 2 },
+        1 => ShapeStyle { color: colour.mix(0.45), filled: false, stroke_width: 5 },
+        _ => ShapeStyle { color: colour.mix(0.25), filled: false, stroke_width: 9 },
+    }
+}
+
 /// Draws what a record has to show; returns the files.
 ///
 /// # Errors
@@ -100,8 +110,7 @@ fn cumulative(file: &Path, title: &str, rows: &[&Row]) -> Result<()> {
         .draw()
         .map_err(drawing)?;
     for (index, row) in rows.iter().enumerate() {
-        let colour = COLOURS[index % COLOURS.len()];
-        let style = ShapeStyle { color: colour.to_rgba(), filled: false, stroke_width: 2 };
+        let style = line_style(index);
         chart
             .draw_series(LineSeries::new(steps(&row.samples), style))
             .map_err(drawing)?
@@ -141,8 +150,7 @@ fn curves_of_growth(file: &Path, curves: &Curves<'_>) -> Result<()> {
         .draw()
         .map_err(drawing)?;
     for (index, (subject, points)) in curves.curves.iter().enumerate() {
-        let style =
-            ShapeStyle { color: COLOURS[index % COLOURS.len()].to_rgba(), filled: false, stroke_width: 2 };
+        let style = line_style(index);
         let points = points.iter().map(|&(at, median)| (at.max(1.0), median.max(LEAST_NS)));
         chart
             .draw_series(LineSeries::new(points, style))
