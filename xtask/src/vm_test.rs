@@ -18,11 +18,10 @@ use crate::suite::Outcome;
 use crate::test::{Counts, Skip};
 use crate::vm::apt::Apt;
 use crate::vm::exceptions::{self, Exceptions};
-use crate::vm::guest::{Boot, Done, Manifest, Ran, Step};
+use crate::vm::guest::{Boot, Manifest, Ran, Step};
 use crate::vm::image::{BIN, Base};
 use crate::vm::kernel::Kernel;
 use crate::vm::series::{self, Series};
-use crate::vm::table::{self, Found, Table};
 use crate::vm::{build as programs, host, kernel};
 use crate::workspace::{Profile, Workspace};
 
@@ -35,9 +34,6 @@ pub(crate) struct Args {
     /// A kernel that cannot be had, or a test that is skipped unexpectedly, fails (also with CI=true)
     #[arg(long)]
     strict: bool,
-    /// Only compare the kernels' features with the expected table
-    #[arg(long, conflicts_with = "filters")]
-    features: bool,
     /// Show what the tests print as they run
     #[arg(long)]
     live: bool,
@@ -54,9 +50,6 @@ const STEP_LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// In MiB: the programs twice (packed and unpacked), and the tests' largest process.
 const MEMORY: u32 = 2048;
-
-/// The step whose output is compared with the table.
-const FEATURES: &str = "features";
 
 /// The step of the unit tests, which are built only for it.
 const UNIT: &str = "unit";
@@ -93,9 +86,8 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         let page = workspace.root().join(name);
         fs::read_to_string(&page).with_context(|| format!("reading {}", page.display()))
     };
-    let expected = Table::parse(&page(table::PAGE)?)?;
     let exceptions = Exceptions::parse(&page(exceptions::PAGE)?)?;
-    let mut total = Total { missing, expected, exceptions, ..Total::default() };
+    let mut total = Total { missing, exceptions, ..Total::default() };
     for (kernel, ran) in kernels.iter().zip(ran) {
         total.add(kernel, ran?);
     }
@@ -165,12 +157,6 @@ fn manifest(args: &Args) -> Manifest {
     let (doors, scenarios): (Vec<_>, Vec<_>) =
         filters.iter().cloned().partition(|filter| filter.starts_with(DOORS));
     let mut steps = Vec::new();
-    if filters.is_empty() {
-        steps.push(step(FEATURES, "/bin/portguard", &["doctor".to_owned(), "--json".to_owned()]));
-    }
-    if args.features {
-        return Manifest { steps };
-    }
     if filters.is_empty() || !doors.is_empty() {
         let doors = if doors.is_empty() { &all[..] } else { &doors };
         steps.push(step(UNIT, "/bin/unit", doors));
@@ -228,9 +214,7 @@ struct Total {
     skips: BTreeSet<Skip>,
     excused: BTreeSet<Skip>,
     missing: Vec<String>,
-    expected: Table,
     exceptions: Exceptions,
-    features: Vec<(String, Vec<Found>)>,
 }
 
 impl Total {
@@ -238,10 +222,6 @@ impl Total {
         let name = kernel.series.name;
         for step in &ran.steps {
             let suite = format!("{name} {}", step.name);
-            if step.name == FEATURES {
-                self.compare(name, &suite, step);
-                continue;
-            }
             let mut outcome = Outcome::default();
             let results = step.lines.iter().filter(|line| outcome.read(&suite, line)).count();
             let ended_well = step.succeeded() || outcome.failed > 0;
@@ -270,32 +250,10 @@ impl Total {
         }
     }
 
-    /// The whole table of one kernel is one test.
-    fn compare(&mut self, kernel: &str, suite: &str, step: &Done) {
-        let (found, differences) = match table::answers(&step.lines) {
-            Ok(found) => {
-                let differences = self.expected.differences(kernel, &found);
-                (found, differences)
-            }
-            Err(error) => (Vec::new(), vec![format!("{error:#}")]),
-        };
-        let verdict = if differences.is_empty() { "ok" } else { "FAILED" };
-        println!("{verdict:6} {suite}: {} answers, {} differ", found.len(), differences.len());
-        self.outcome.passed += usize::from(differences.is_empty());
-        self.outcome.failed += usize::from(!differences.is_empty());
-        self.outcome
-            .failures
-            .extend(differences.into_iter().map(|difference| format!("{suite}: {difference}")));
-        self.features.push((kernel.to_owned(), found));
-    }
-
     fn report(self, strict: bool) -> ExitCode {
         let skips: BTreeSet<Skip> = self.skips.union(&self.excused).cloned().collect();
         let counts = Counts::of(&self.outcome, &skips);
         let missing = self.missing.len();
-        if !self.features.is_empty() {
-            println!("{}", table::picture(&self.features));
-        }
         for Skip { test, why } in &skips {
             println!("skipped: {test}: {why}");
         }

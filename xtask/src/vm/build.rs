@@ -1,6 +1,6 @@
 //! Static builds of everything that runs in a guest: a guest has no libraries of ours.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
@@ -19,8 +19,8 @@ pub(crate) struct Programs {
     pub(crate) portguard: PathBuf,
     /// PID 1.
     pub(crate) init: PathBuf,
-    /// The programs that the tests run.
-    pub(crate) stand_ins: Vec<PathBuf>,
+    /// The program that the tests guard.
+    pub(crate) stand_in: PathBuf,
     /// The end-to-end tests.
     pub(crate) end_to_end: PathBuf,
     /// The unit tests of package guard, where they were asked for.
@@ -42,11 +42,10 @@ pub(crate) fn programs(workspace: &Workspace, unit: bool) -> Result<Programs> {
         let made = built.executables.iter().find(|made| made.test && made.target == target);
         Ok(made.with_context(|| format!("the build made no tests `{target}`"))?.path.clone())
     };
-    let stand_ins = ["standin", "gate_latency"].map(|name| bins.binary(name).map(Path::to_path_buf));
     Ok(Programs {
         portguard: bins.binary("portguard")?.to_path_buf(),
         init: bins.binary("vm_init")?.to_path_buf(),
-        stand_ins: stand_ins.into_iter().collect::<Result<_>>()?,
+        stand_in: bins.binary("standin")?.to_path_buf(),
         end_to_end: harness(&tests, "e2e")?,
         unit: unit.map(|built| harness(&built, "guard")).transpose()?,
     })

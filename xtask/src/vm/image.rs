@@ -54,10 +54,7 @@ impl Base {
         if let Some(unit) = &programs.unit {
             image.program("/bin/unit", unit)?;
         }
-        for program in &programs.stand_ins {
-            let name = program.file_name().and_then(|name| name.to_str()).context("a program's name")?;
-            image.program(&format!("{BIN}/{name}"), program)?;
-        }
+        image.program("/bin/standin", &programs.stand_in)?;
         for name in HOST_PROGRAMS {
             let program =
                 which(name).with_context(|| format!("the tests run {name}, which is not installed"))?;

@@ -2,7 +2,7 @@
 //!
 //! The order of the files is the way of a kernel: [`series`] names it, [`apt`] fetches its
 //! packages, [`kernel`] takes them apart, [`build`] makes static programs, [`image`] packs them
-//! into an initramfs ([`cpio`]), [`guest`] boots it and listens, [`table`] judges.
+//! into an initramfs ([`cpio`]), [`guest`] boots it and listens, [`exceptions`] says what may fail.
 
 pub(crate) mod apt;
 pub(crate) mod build;
@@ -13,4 +13,3 @@ pub(crate) mod host;
 pub(crate) mod image;
 pub(crate) mod kernel;
 pub(crate) mod series;
-pub(crate) mod table;
