@@ -53,6 +53,15 @@ pub(super) static GET_PORT: Hook =
     Hook::Function { function: guard_common::INET_CSK_GET_PORT, entry: None, exit: program::GET_PORT };
 
 impl Hook {
+    /// The tracepoint's or the function's.
+    #[cfg(test)]
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Tracepoint { event, .. } | Self::Raw { event, .. } => event.name,
+            Self::Function { function, .. } => function.name,
+        }
+    }
+
     /// Has the kernel verify the programs of this kind; the others stay unknown to
     /// it. `numbers` tells the numbers of functions among the kernel's types.
     pub(super) fn load(

@@ -29,7 +29,7 @@ impl Drop for Refusal {
 
 pub(super) fn check(hook: &Hook) -> Result<(), BpfError> {
     match REFUSED.get() {
-        Some(name) if name == hook.event.name => {
+        Some(name) if name == hook.name() => {
             Err(BpfError::Option { what: format!("the test refuses the program at {name}") })
         }
         _ => Ok(()),
