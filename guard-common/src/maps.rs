@@ -1,7 +1,7 @@
 use core::mem::{offset_of, size_of};
 
 /// Watched (network namespace, port) pairs at most.
-pub const WATCHED_ENTRIES: u32 = 1024;
+pub const WATCHED_ENTRIES: u32 = 4096;
 /// Listeners between the end of LISTEN and their release at most. One that was
 /// shut down and is kept open stays remembered, so this is not about time.
 pub const CLOSING_ENTRIES: u32 = 1024;

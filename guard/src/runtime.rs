@@ -2,6 +2,9 @@
 //! for the next event or deadline. The only reader of the clock.
 
 pub mod asker;
+pub mod daemon;
+mod doors;
+pub mod engine;
 pub mod netns;
 mod restart;
 pub mod spelling;
@@ -15,22 +18,21 @@ use std::time::{Duration, SystemTime};
 
 use guard_core::follow::{Follow, follow};
 use guard_core::gate::{Action, Fact, Gate, Goal, Hint, Plan};
-use guard_core::model::{BindSpec, Instant, Port, ProcessId, Socket, StartTime, TcpState, Tgid};
+use guard_core::model::{BindSpec, Instant, Port, Socket, StartTime, TcpState, Tgid};
 use guard_core::timeline::Entry;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId as TimerClock, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::time::{ClockId, clock_gettime};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tracing::{debug, warn};
+use tracing::debug;
 
+use self::doors::Doors;
 pub use self::restart::{Plans, RestartSink, Restarted};
-use crate::act;
 pub use crate::act::systemd::{SystemdError, UnitDoor, ask_about, own_uid};
 pub use crate::act::{Command, CommandError, probe, replace};
-use crate::kernel::pidfd::PidFdError;
 use crate::kernel::procfs;
-use crate::observe::{ExitWatch, LookError, Looker, Observer, Wanted, read_table};
+use crate::observe::{ExitWatch, LookError, Looker, Observer, Wanted, Watched, read_table};
 pub use crate::observe::{Tier, TierChoice, TierError, Tuning, listeners_of};
 
 /// Why a run could not be started or carried on.
@@ -130,12 +132,9 @@ impl Alarm {
 /// Everything that a few runs on the same endpoints share.
 #[derive(Debug)]
 pub struct Session {
-    observer: Observer,
+    doors: Doors,
     looker: Looker,
-    exits: ExitWatch,
     alarm: Alarm,
-    /// Processes whose pidfd could not be opened; tried again with each look.
-    unwatched: Vec<ProcessId>,
     ports: Vec<Port>,
     endpoints: Vec<BindSpec>,
 }
@@ -152,13 +151,13 @@ impl Session {
         ports.sort_unstable();
         ports.dedup();
         let connections = endpoints.iter().any(|spec| !spec.reuse_address);
-        let (observer, owners) = Observer::start(choice, &ports, connections, tuning.into())?;
+        let watched: Vec<Watched> = ports.iter().map(|&port| Watched { port, connections }).collect();
+        let (observer, owners) = Observer::start(choice, &watched, tuning.into())?;
+        let exits = ExitWatch::new().map_err(in_loop("watch processes for their exit"))?;
         Ok(Self {
-            observer,
+            doors: Doors::new(observer, exits),
             looker: Looker::start(ports.clone(), owners, now)?,
-            exits: ExitWatch::new().map_err(in_loop("watch processes for their exit"))?,
             alarm: Alarm::new().map_err(in_loop("set up a timer"))?,
-            unwatched: Vec::new(),
             ports,
             endpoints: endpoints.to_vec(),
         })
@@ -166,22 +165,22 @@ impl Session {
 
     /// The tier that facts come from.
     pub const fn tier(&self) -> Tier {
-        self.observer.tier()
+        self.doors.observer.tier()
     }
 
     /// Why the tier is not a better one.
     pub fn shortfall(&self) -> Option<&str> {
-        self.observer.shortfall()
+        self.doors.observer.shortfall()
     }
 
     /// The longest time between two looks without an event.
     pub const fn recheck(&self) -> Duration {
-        self.observer.recheck()
+        self.doors.observer.recheck()
     }
 
     /// Waits until the best tier is ready instead of starting on what is ready first.
     pub async fn settle(&mut self) {
-        self.observer.upgrade_now().await;
+        self.doors.observer.upgrade_now().await;
     }
 
     /// Makes sure of a tier that is no lower than `wanted`.
@@ -190,7 +189,7 @@ impl Session {
     ///
     /// [`TierError::Required`] when it cannot be had.
     pub async fn require(&mut self, wanted: Tier) -> Result<(), RuntimeError> {
-        Ok(self.observer.require(wanted).await?)
+        Ok(self.doors.observer.require(wanted).await?)
     }
 
     /// Carries out one run to its end.
@@ -201,15 +200,13 @@ impl Session {
             while let Some(action) = gate.next_action() {
                 if let Some(fact) = self.perform(action) {
                     gate.observe(fact, now());
-                    for process in std::mem::take(&mut self.unwatched) {
-                        if let Some(gone) = self.watch(process) {
-                            gate.observe(gone, now());
-                        }
+                    for gone in self.doors.watch_again() {
+                        gate.observe(gone, now());
                     }
                 }
             }
             for (at, entry) in &gate.timeline().entries()[told..] {
-                sink.entry(&gate, self.observer.tier(), *at, entry);
+                sink.entry(&gate, self.doors.observer.tier(), *at, entry);
             }
             told = gate.timeline().entries().len();
             if gate.outcome().is_some() {
@@ -217,7 +214,7 @@ impl Session {
             }
             if gate.plan().goal != Goal::Look {
                 // Not free at the first look, so the run will last: a better tier pays.
-                self.observer.upgrade();
+                self.doors.observer.upgrade();
             }
             if let Some(at) = gate.next_deadline() {
                 self.alarm.set(at).map_err(in_loop("set a timer"))?;
@@ -225,15 +222,15 @@ impl Session {
             // Events before deadlines: what happened in time counts as in time.
             tokio::select! {
                 biased;
-                fact = self.observer.next(now) => gate.observe(fact, now()),
-                gone = self.exits.next() => {
+                fact = self.doors.observer.next(now) => gate.observe(fact, now()),
+                gone = self.doors.exits.next() => {
                     for (process, status) in gone.map_err(in_loop("wait for processes to exit"))? {
                         gate.observe(Fact::OwnerGone { process, status }, now());
                     }
                 }
                 fact = self.looker.next() => {
                     if let Fact::SnapshotTaken(snapshot) = &fact {
-                        self.observer.look(snapshot);
+                        self.doors.observer.look(snapshot, &[]);
                     }
                     gate.observe(fact, now());
                 }
@@ -268,14 +265,14 @@ impl Session {
             }
             // The next look follows an event on the port, or the safety net.
             let next_look = match self.tier() {
-                Tier::Ebpf => self.observer.recheck(),
+                Tier::Ebpf => self.doors.observer.recheck(),
                 Tier::Netlink | Tier::Poll => FOLLOW_RECHECK,
             };
             self.alarm.set(now() + next_look).map_err(in_loop("set a timer"))?;
             loop {
                 tokio::select! {
                     biased;
-                    fact = self.observer.next(now) => match fact {
+                    fact = self.doors.observer.next(now) => match fact {
                         Fact::Hinted { hint: Hint::ListenerOpened { .. }, .. } | Fact::EventsLost { .. } => break,
                         _ => {}
                     },
@@ -304,45 +301,12 @@ impl Session {
 
     fn perform(&mut self, action: Action) -> Option<Fact> {
         match action {
-            Action::Probe => {
-                let begun = now();
-                Some(Fact::Probed { outcomes: act::probe(&self.endpoints), begun })
-            }
-            Action::ReadTable => {
-                let begun = now();
-                Some(match read_table(&self.ports) {
-                    Ok(sockets) => Fact::TableRead { sockets, begun },
-                    Err(error) => Fact::SnapshotFailed(error.to_string()),
-                })
-            }
             Action::TakeSnapshot { also, learn, everybody } => {
-                match self.looker.request(Wanted { also, learn, everybody }) {
-                    Ok(()) => None,
-                    Err(error) => Some(Fact::SnapshotFailed(error.to_string())),
-                }
+                let wanted = Wanted { also, learn, everybody, ..Wanted::default() };
+                let error = self.looker.request(wanted).err()?;
+                Some(Fact::SnapshotFailed(error.to_string()))
             }
-            Action::KillCgroup { cgroup, members } => Some(act::kill_cgroup(&cgroup, members)),
-            Action::Watch(process) => self.watch(process),
-            Action::Evict(socket) => Some(act::evict(socket)),
-            Action::Signal { process, signal } => {
-                Some(act::signal(process, self.exits.pidfd(process), signal))
-            }
-        }
-    }
-
-    fn watch(&mut self, process: ProcessId) -> Option<Fact> {
-        self.observer.watch_owner(process);
-        match self.exits.watch(process) {
-            Ok(()) => None,
-            Err(PidFdError::Gone(_) | PidFdError::IdentityChanged { .. }) => {
-                Some(Fact::OwnerGone { process, status: None })
-            }
-            Err(error) => {
-                // Its end will be seen late. Safe: a gate that waits for it stays shut.
-                warn!(%error, pid = process.tgid.0, "cannot watch a process for its exit");
-                self.unwatched.push(process);
-                None
-            }
+            action => self.doors.perform(action, &self.endpoints, &self.ports),
         }
     }
 }

@@ -114,10 +114,16 @@ pub(crate) const RESERVED: &[Reserved] = &[
         why: "arguments are parsed in cli",
     },
     Reserved {
-        names: &["toml", "strsim"],
+        names: &["hyper", "hyper_util", "http_body_util", "toml", "strsim"],
         within: &["guard/"],
         allowed: &["guard/src/sidecar/"],
-        why: "the configuration file is the sidecar's",
+        why: "HTTP and the configuration file are the sidecar's",
+    },
+    Reserved {
+        names: &["schemars"],
+        within: &["guard/"],
+        allowed: &["guard/src/report/", "guard/src/sidecar/"],
+        why: "what is sent is described where it is made",
     },
     Reserved {
         names: &["anyhow"],

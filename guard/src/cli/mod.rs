@@ -12,6 +12,7 @@ mod preset;
 mod restart;
 mod restart_unit;
 mod rules;
+mod run;
 mod status;
 mod units;
 
@@ -50,6 +51,8 @@ enum Command {
     Demo(demo::Demo),
     /// Say which tier this machine gives and what is missing for a better one
     Doctor(doctor::Doctor),
+    /// The sidecar: guard the configured services, answer over a Unix socket
+    Run(run::Run),
     /// Check the sidecar's configuration file
     CheckConfig(check_config::CheckConfig),
     #[command(hide = true, name = demo::GATEWAY)]
@@ -65,7 +68,7 @@ impl Command {
             Self::Free(free) => Some(&free.service.bind.netns),
             Self::Restart(restart) => Some(&restart.bind.netns),
             Self::Doctor(doctor) => Some(&doctor.netns),
-            Self::Demo(_) | Self::DemoGateway(_) | Self::CheckConfig(_) => None,
+            Self::Demo(_) | Self::DemoGateway(_) | Self::CheckConfig(_) | Self::Run(_) => None,
         }
     }
 }
@@ -107,6 +110,7 @@ fn run(command: Command, verbose: bool) -> anyhow::Result<Exit> {
         Command::DemoGateway(gateway) => gateway.run(),
         Command::Doctor(doctor) => Ok(doctor.run()),
         Command::CheckConfig(check) => check.run(),
+        Command::Run(run) => run.run(),
         command => in_runtime(command, verbose),
     }
 }
@@ -124,7 +128,9 @@ fn in_runtime(command: Command, verbose: bool) -> anyhow::Result<Exit> {
             Command::Free(free) => free.run(verbose).await,
             Command::Restart(restart) => restart.run(verbose).await,
             Command::Demo(demo) => demo.run(verbose).await,
-            Command::Doctor(_) | Command::DemoGateway(_) | Command::CheckConfig(_) => Ok(Exit::Done),
+            Command::Doctor(_) | Command::DemoGateway(_) | Command::CheckConfig(_) | Command::Run(_) => {
+                Ok(Exit::Done)
+            }
         }
     });
     // A BPF load that nobody waits for any more must not hold up the exit.

@@ -17,9 +17,12 @@ pub mod features;
 pub mod listener;
 pub mod names;
 pub mod netns;
+pub mod notify;
 pub mod pidfd;
+pub mod privileges;
 pub mod procfs;
 pub mod sock_diag;
+pub mod unix_socket;
 
 #[cfg(test)]
 pub(crate) mod sandbox;

@@ -59,6 +59,22 @@ impl EbpfSource {
         Ok(Self { bpf, log, owners: BTreeMap::new(), losers: Losers::new(), lost: 0, unchecked: true })
     }
 
+    /// The programs, to be told what to watch.
+    pub(super) fn bpf(&mut self) -> &mut Bpf {
+        &mut self.bpf.get_mut().0
+    }
+
+    /// This process is gone.
+    pub(super) fn forget_owner(&mut self, process: ProcessId) {
+        if self.owners.get(&process.tgid) == Some(&process) {
+            self.owners.remove(&process.tgid);
+        }
+        if let Err(error) = self.bpf().disown(process.tgid) {
+            // The entry stays until there are too many: then exits are told by pidfds alone.
+            debug!(%error, pid = process.tgid.0, "the programs still report this process's exit");
+        }
+    }
+
     /// Reports the beginning of this process's exit too.
     pub(super) fn watch_owner(&mut self, process: ProcessId) {
         self.owners.insert(process.tgid, process);

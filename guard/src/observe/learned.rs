@@ -1,24 +1,30 @@
 //! The flags of live sockets, read once and remembered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::RawFd;
 
-use guard_core::model::{Socket, SocketCookie, SocketInode, TcpState, Tgid};
+use guard_core::model::{Port, Socket, SocketCookie, SocketInode, TcpState, Tgid};
 use tracing::debug;
 
 use crate::kernel::listener::{self, BindFlags};
 
 /// What was learned about sockets, by their cookies, which are never reused.
 #[derive(Debug, Default)]
-pub(super) struct Learned(BTreeMap<SocketCookie, BindFlags>);
+pub(super) struct Learned(BTreeMap<SocketCookie, (Port, BindFlags)>);
 
 impl Learned {
     /// Asks the owners' `descriptors` about the sockets that nothing is known of
-    /// yet, and forgets the sockets that are gone. Only those that claim the port
+    /// yet, and forgets the sockets that are gone from `ports`. Only those that claim the port
     /// are asked about: a connection shares its flag with a listener that may be
     /// gone, and is not guessed at. Without the privilege nothing is learned.
-    pub(super) fn learn(&mut self, table: &[Socket], descriptors: &BTreeMap<SocketInode, (Tgid, RawFd)>) {
-        self.0.retain(|cookie, _| table.iter().any(|socket| socket.cookie == Some(*cookie)));
+    pub(super) fn learn(
+        &mut self,
+        table: &[Socket],
+        ports: &[Port],
+        descriptors: &BTreeMap<SocketInode, (Tgid, RawFd)>,
+    ) {
+        let there: BTreeSet<SocketCookie> = table.iter().filter_map(|socket| socket.cookie).collect();
+        self.0.retain(|cookie, (port, _)| there.contains(cookie) || !ports.contains(port));
         for socket in table.iter().filter(|socket| claims(socket)) {
             let (Some(inode), Some(cookie)) = (socket.inode, socket.cookie) else { continue };
             let Some(&(tgid, fd)) = descriptors.get(&inode) else { continue };
@@ -27,7 +33,7 @@ impl Learned {
             }
             match listener::bind_flags(tgid, fd, cookie) {
                 Ok(flags) => {
-                    self.0.insert(cookie, flags);
+                    self.0.insert(cookie, (socket.port, flags));
                 }
                 Err(error) => debug!(%error, %inode, "a socket's flags stay unknown"),
             }
@@ -36,7 +42,7 @@ impl Learned {
 
     /// Adds what is known to a row of the table.
     pub(super) fn fill(&self, socket: &mut Socket) {
-        let Some(flags) = socket.cookie.and_then(|cookie| self.0.get(&cookie)) else { return };
+        let Some((_, flags)) = socket.cookie.and_then(|cookie| self.0.get(&cookie)) else { return };
         // It has begun to close since: what it leaves behind is a connection's affair.
         if !claims(socket) {
             return;

@@ -36,7 +36,7 @@ pub fn listeners_of(unit: &Unit) -> Result<Vec<BindSpec>, SockDiagError> {
     };
     let mut own: Vec<Socket> = table.iter().filter(|socket| is_the_unit_s(socket)).cloned().collect();
     let mut learned = Learned::default();
-    learned.learn(&own, &scan.descriptors);
+    learned.learn(&own, &[], &scan.descriptors);
     let mut specs: Vec<BindSpec> = Vec::new();
     for socket in &mut own {
         learned.fill(socket);

@@ -60,19 +60,20 @@ pub fn read_table(ports: &[Port]) -> Result<Vec<Socket>, LookError> {
 /// A full snapshot: the table, every owner, and the evidence on the owners and
 /// on those who are also wanted.
 fn snapshot(
-    ports: &[Port],
+    all_ports: &[Port],
     wanted: &Wanted,
     learned: &mut Learned,
     source: &mut OwnerSource,
     now: fn() -> Instant,
 ) -> Result<Snapshot, LookError> {
     let begun = now();
+    let ports = if wanted.ports.is_empty() { all_ports } else { &wanted.ports };
     let mut table = read_table(ports)?;
     let inodes: BTreeSet<SocketInode> = table.iter().filter_map(|socket| socket.inode).collect();
     let mut evidence = Evidence::default();
     let ownership = source.owners(&inodes, &mut evidence);
     if wanted.learn {
-        learned.learn(&table, &ownership.descriptors);
+        learned.learn(&table, ports, &ownership.descriptors);
     }
     for socket in &mut table {
         learned.fill(socket);
@@ -122,6 +123,8 @@ pub struct Wanted {
     pub learn: bool,
     /// Every process on the machine: descendants and cgroups are asked about.
     pub everybody: bool,
+    /// Only the sockets on these ports; empty: on all ports of the looker.
+    pub ports: Vec<Port>,
 }
 
 /// The thread that takes snapshots on request.

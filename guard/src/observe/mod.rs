@@ -17,5 +17,5 @@ pub use listeners::listeners_of;
 pub use look::{LookError, Looker, Wanted, read_table};
 pub use netlink::NetlinkError;
 pub use owners::OwnerSource;
-pub use tier::{Observer, Tier, TierChoice, TierError};
+pub use tier::{Observer, Tier, TierChoice, TierError, Watched};
 pub use tuning::Tuning;

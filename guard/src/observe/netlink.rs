@@ -4,7 +4,7 @@
 //! nothing of sockets that begin to listen, nor of TIME_WAIT: the run's own
 //! looks find those.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
@@ -14,15 +14,17 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::trace;
 
+use super::tier::Watched;
 use crate::kernel::sock_diag::{DestroyedSockets, Drained, SockDiagError};
 
 /// A subscription in the event loop.
 #[derive(Debug)]
 pub(super) struct NetlinkSource {
     destroyed: AsyncFd<DestroyedFd>,
-    connections: bool,
-    /// The sockets without a peer that the last look found.
-    known: BTreeSet<SocketCookie>,
+    /// The ports on which the end of connections is wanted too.
+    connections: BTreeSet<Port>,
+    /// The sockets without a peer that the last look at their port found.
+    known: BTreeMap<SocketCookie, Port>,
 }
 
 #[derive(Debug)]
@@ -46,24 +48,35 @@ pub enum NetlinkError {
 }
 
 impl NetlinkSource {
-    /// Needs a running tokio reactor. `connections` asks for the end of
-    /// connections too, `buffer` for that many bytes of receive buffer.
-    pub(super) fn new(ports: &[Port], connections: bool, buffer: Option<u32>) -> Result<Self, NetlinkError> {
+    /// Needs a running tokio reactor. `buffer` asks for that many bytes of
+    /// receive buffer.
+    pub(super) fn new(watched: &[Watched], buffer: Option<u32>) -> Result<Self, NetlinkError> {
         let bytes = buffer.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-        let destroyed = DestroyedFd(DestroyedSockets::subscribe(ports, bytes)?);
+        let destroyed = DestroyedFd(DestroyedSockets::subscribe(&ports(watched), bytes)?);
         // SAFETY: the subscription owns its descriptor, keeps it for its whole life and always names the same one.
         let destroyed = unsafe { AsyncFd::register_with_interest(destroyed, Interest::READABLE) }
             .map_err(io::Error::from)?;
-        Ok(Self { destroyed, connections, known: BTreeSet::new() })
+        Ok(Self { destroyed, connections: with_connections(watched), known: BTreeMap::new() })
+    }
+
+    /// Listens to these ports from now on, and no others.
+    pub(super) fn watch(&mut self, watched: &[Watched]) -> Result<(), NetlinkError> {
+        self.destroyed.get_ref().0.listen_to(&ports(watched))?;
+        self.connections = with_connections(watched);
+        Ok(())
     }
 
     /// Tells what a look found. Only a listener or bound socket that a look has
     /// found is worth a hint: a bind probe's socket is announced like any other,
     /// and two guards on one port would keep each other awake.
-    pub(super) fn look(&mut self, snapshot: &Snapshot) {
+    pub(super) fn look(&mut self, snapshot: &Snapshot, ports: &[Port]) {
+        self.known.retain(|_, port| !ports.is_empty() && !ports.contains(port));
         let sockets = snapshot.sockets.iter().map(|(socket, _)| socket);
-        self.known =
-            sockets.filter(|socket| socket.remote.is_none()).filter_map(|socket| socket.cookie).collect();
+        self.known.extend(
+            sockets
+                .filter(|socket| socket.remote.is_none())
+                .filter_map(|socket| Some((socket.cookie?, socket.port))),
+        );
     }
 
     /// Waits for announcements and appends them as facts. Cancel safe.
@@ -77,11 +90,13 @@ impl NetlinkSource {
         let Self { destroyed, connections, known } = self;
         let drained = destroyed.get_mut().0.drain(|socket| {
             trace!(?socket, "destroyed");
-            let is_known = socket.cookie.is_some_and(|cookie| known.remove(&cookie));
+            let is_known = socket.cookie.is_some_and(|cookie| known.remove(&cookie).is_some());
             let hint = match socket.remote {
                 None if is_known => Hint::SocketReleased { address: socket.address, port: socket.port },
                 None => return,
-                Some(_) if *connections => Hint::ConnectionReleased { port: socket.port },
+                Some(_) if connections.contains(&socket.port) => {
+                    Hint::ConnectionReleased { port: socket.port }
+                }
                 Some(_) => return,
             };
             facts.push_back(Fact::Hinted { hint, at: now() });
@@ -92,4 +107,12 @@ impl NetlinkSource {
         }
         Ok(())
     }
+}
+
+fn ports(watched: &[Watched]) -> Vec<Port> {
+    watched.iter().map(|watched| watched.port).collect()
+}
+
+fn with_connections(watched: &[Watched]) -> BTreeSet<Port> {
+    watched.iter().filter(|watched| watched.connections).map(|watched| watched.port).collect()
 }

@@ -111,15 +111,25 @@ enum Source {
 /// A load that runs on another thread.
 type Loading = oneshot::Receiver<Result<Bpf, TierError>>;
 
+/// A port that facts are wanted about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watched {
+    /// Local port.
+    pub port: Port,
+    /// Report the end of connections too: they block a strict bind.
+    pub connections: bool,
+}
+
 /// The stream of facts about a few ports, from whichever tier there is.
 #[derive(Debug)]
 pub struct Observer {
-    ports: Vec<Port>,
-    connections: bool,
+    watched: Vec<Watched>,
     tuning: Tuning,
     losses: Losses,
     source: Source,
     loading: Option<Loading>,
+    /// What is being loaded watches other ports than it should.
+    outdated: bool,
     may_upgrade: bool,
     owners: Vec<ProcessId>,
     lookups: HandOver,
@@ -154,22 +164,19 @@ impl Observer {
     /// [`Observer::upgrade`].
     ///
     /// Also returns where to look up owners: as soon as BPF is loaded, it is by BPF.
-    ///
-    /// `connections` reports the end of connections too: they block a strict bind.
     pub fn start(
         choice: TierChoice,
-        ports: &[Port],
-        connections: bool,
+        watched: &[Watched],
         tuning: Tuning,
     ) -> Result<(Self, OwnerSource), TierError> {
         let (lookups, source) = OwnerSource::new();
         let mut observer = Self {
-            ports: ports.to_vec(),
-            connections,
+            watched: watched.to_vec(),
             tuning,
             losses: Losses::default(),
             source: Source::Poll,
             loading: None,
+            outdated: false,
             may_upgrade: choice == TierChoice::Auto,
             owners: Vec::new(),
             lookups,
@@ -197,14 +204,14 @@ impl Observer {
     }
 
     fn netlink(&self) -> Result<NetlinkSource, NetlinkError> {
-        NetlinkSource::new(&self.ports, self.connections, self.tuning.event_buffer)
+        NetlinkSource::new(&self.watched, self.tuning.event_buffer)
     }
 
     /// What the BPF programs shall report: they see every network namespace.
     fn watches(&self) -> Result<Vec<Watch>, TierError> {
         let netns = netns::current()?;
-        let connections = self.connections;
-        Ok(self.ports.iter().map(|&port| Watch { netns, port, connections }).collect())
+        let watch = |&Watched { port, connections }: &Watched| Watch { netns, port, connections };
+        Ok(self.watched.iter().map(watch).collect())
     }
 
     /// The netlink tier if it can be had, else polling.
@@ -308,18 +315,57 @@ impl Observer {
         }
     }
 
+    /// Wants facts about these ports from now on, and no others. What is watched
+    /// before and after is watched without a gap.
+    ///
+    /// # Errors
+    ///
+    /// When the tier's source refuses; then some of the ports may not be watched.
+    pub fn watch(&mut self, watched: &[Watched]) -> Result<(), TierError> {
+        let old = std::mem::replace(&mut self.watched, watched.to_vec());
+        if self.loading.is_some() {
+            // What is being loaded knows the old ports: it is told when it comes.
+            self.outdated = true;
+        }
+        let netns = netns::current()?;
+        match &mut self.source {
+            Source::Ebpf(ebpf) => {
+                for &Watched { port, connections } in watched.iter().filter(|new| !old.contains(new)) {
+                    ebpf.bpf().watch(Watch { netns, port, connections })?;
+                }
+                for gone in old.iter().filter(|old| watched.iter().all(|new| new.port != old.port)) {
+                    ebpf.bpf().unwatch(netns, gone.port)?;
+                }
+            }
+            Source::Netlink(netlink) => netlink.watch(watched)?,
+            Source::Poll => {}
+        }
+        Ok(())
+    }
+
+    /// This process is gone: nothing more is wanted about it.
+    pub fn forget_owner(&mut self, process: ProcessId) {
+        self.owners.retain(|owner| *owner != process);
+        if let Source::Ebpf(ebpf) = &mut self.source {
+            ebpf.forget_owner(process);
+        }
+    }
+
     /// Reports the beginning of this process's exit too, where the tier can.
     pub fn watch_owner(&mut self, process: ProcessId) {
+        if self.owners.contains(&process) {
+            return;
+        }
         self.owners.push(process);
         if let Source::Ebpf(ebpf) = &mut self.source {
             ebpf.watch_owner(process);
         }
     }
 
-    /// Tells the tier what a look found.
-    pub fn look(&mut self, snapshot: &Snapshot) {
+    /// Tells the tier what a look at these ports found; none means all that are watched.
+    pub fn look(&mut self, snapshot: &Snapshot, ports: &[Port]) {
         if let Source::Netlink(netlink) = &mut self.source {
-            netlink.look(snapshot);
+            netlink.look(snapshot, ports);
         }
     }
 
@@ -365,7 +411,16 @@ impl Observer {
     }
 
     fn settle(&mut self, loaded: Result<Bpf, TierError>) {
-        let source = loaded.and_then(|bpf| Ok(EbpfSource::new(bpf)?));
+        let outdated = std::mem::take(&mut self.outdated);
+        let up_to_date = |mut bpf: Bpf| {
+            if outdated {
+                for watch in self.watches()? {
+                    bpf.watch(watch)?;
+                }
+            }
+            Ok(EbpfSource::new(bpf)?)
+        };
+        let source = loaded.and_then(up_to_date);
         match source {
             Ok(mut ebpf) => {
                 for &owner in &self.owners {

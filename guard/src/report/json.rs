@@ -5,13 +5,15 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
-use guard_core::gate::{Decision, Gate, Hint, JudgedHolder, Outcome, Rival};
-use guard_core::model::{ExitStatus, Instant, Manager, ProcessId, Unit, Verdict};
-use guard_core::policy::{Class, Judgement, Reason};
+use guard_core::gate::{Gate, Hint, JudgedHolder, Outcome};
+use guard_core::model::{Instant, ProcessId, Unit, Verdict};
+use guard_core::policy::Reason;
 use guard_core::restart::UnitDetails;
 use guard_core::timeline::Entry;
+use schemars::JsonSchema;
 use serde::Serialize;
 
+use self::judged::{decision, how, refused_owner, rival, whys};
 use self::lost_bind::{BindFailedBody, bind_failed};
 use self::sockets::{BindBody, HolderBody, SocketBody, bind, holder, socket_body};
 use super::notes::Note;
@@ -20,26 +22,53 @@ use super::words::{self, Context};
 use crate::runtime::Tier;
 use crate::runtime::{Sink, wall_clock};
 
+mod judged;
 mod lost_bind;
 mod sockets;
 
 /// The schema version of every event. A breaking change raises it.
 const VERSION: u32 = 1;
 
-#[derive(Serialize)]
-struct Event<'a> {
+/// One event, as it is sent.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Event<'a> {
+    /// Schema version.
     v: u32,
+    /// Grows with each event of a stream. What is made for one reader alone (`lagged`, and the
+    /// snapshots that begin a stream) repeats the number of the last event that it covers.
     seq: u64,
+    /// RFC 3339.
     time: String,
+    /// `CLOCK_MONOTONIC`.
     mono_ns: u64,
-    service: &'a str,
+    /// `null`: it concerns all of them.
+    service: Option<&'a str>,
+    /// The run that it is a part of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run: Option<&'a str>,
     #[serde(flatten)]
-    body: Body,
+    body: &'a Body,
 }
 
-#[derive(Serialize)]
+impl<'a> Event<'a> {
+    /// `body` happened at `at`.
+    pub fn new(
+        seq: u64,
+        at: Instant,
+        service: Option<&'a str>,
+        run: Option<&'a str>,
+        body: &'a Body,
+    ) -> Self {
+        let time = humantime::format_rfc3339_micros(wall_clock(at)).to_string();
+        Self { v: VERSION, seq, time, mono_ns: at.as_nanos(), service, run, body }
+    }
+}
+
+/// What happened, by type.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Body {
+#[expect(missing_docs, reason = "the fields are the wire format: the types of the core explain them")]
+pub enum Body {
     RunStarted {
         command: &'static str,
         dry_run: bool,
@@ -113,10 +142,15 @@ enum Body {
         took_us: f64,
         tier: &'static str,
     },
+    /// This reader was too slow: so many events were not sent to it. Snapshots follow.
+    Lagged {
+        /// `null`: it is not known how many, because the sidecar was restarted meanwhile.
+        count: Option<u64>,
+    },
 }
 
-#[derive(Serialize)]
-struct Endpoint {
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Endpoint {
     address: IpAddr,
     port: u16,
     v6only: bool,
@@ -124,8 +158,8 @@ struct Endpoint {
     reuse_port: bool,
 }
 
-#[derive(Serialize)]
-struct Snapshot {
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Snapshot {
     verdict: &'static str,
     reason: Option<String>,
     transient: Option<bool>,
@@ -138,7 +172,7 @@ struct Snapshot {
     took_us: Option<f64>,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 struct EndpointVerdict {
     #[serde(flatten)]
     endpoint: Endpoint,
@@ -148,15 +182,15 @@ struct EndpointVerdict {
 }
 
 /// What `free` would do about the holders.
-#[derive(Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 struct DecisionBody {
     action: &'static str,
     processes: Vec<RefusedOwner>,
     detail: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Why {
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Why {
     code: &'static str,
     /// What part of the process the evidence is about.
     kind: Option<&'static str>,
@@ -167,16 +201,16 @@ struct Why {
     text: String,
 }
 
-#[derive(Serialize)]
-struct RefusedOwner {
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct RefusedOwner {
     pid: u32,
     start: u64,
     class: Option<&'static str>,
     reasons: Vec<Why>,
 }
 
-#[derive(Serialize)]
-struct RivalBody {
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct RivalBody {
     pid: u32,
     start: u64,
     unit: Option<String>,
@@ -186,22 +220,22 @@ struct RivalBody {
     parent_comm: Option<String>,
 }
 
-#[derive(Serialize)]
-struct How {
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct How {
     exit_code: Option<u8>,
     signal: Option<u8>,
     core_dumped: Option<bool>,
 }
 
-#[derive(Serialize)]
-struct ProofBody {
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct ProofBody {
     kind: &'static str,
     probed_mono_ns: u64,
     endpoints: Vec<Endpoint>,
 }
 
-#[derive(Serialize, Default)]
-struct Detail {
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
+pub struct Detail {
     #[serde(skip_serializing_if = "Option::is_none")]
     pid: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -225,7 +259,7 @@ struct Detail {
 }
 
 /// What a note adds to a step.
-#[derive(Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 struct NoteBody {
     /// What was checked, or what else there is to know.
     details: Vec<String>,
@@ -253,13 +287,12 @@ impl<W: Write> Json<W> {
 
     /// The last words of a look: what was found, and what would be done.
     pub fn looked(&mut self, gate: &Gate, tier: Tier, at: Instant) {
-        let snapshot = snapshot(gate, gate.holders(), tier, None);
-        self.write(at, Body::Snapshot(Box::new(snapshot)));
+        self.write(at, &Body::looked(gate, tier));
     }
 
     /// A step that happened outside of the gate.
     pub fn step(&mut self, at: Instant, step: &'static str, pid: Option<u32>, detail: Option<String>) {
-        self.write(at, Body::RunStep { step, detail: Detail { pid, detail, ..Detail::default() } });
+        self.write(at, &Body::step(step, pid, detail));
     }
 
     /// A step that shows a unit.
@@ -272,7 +305,7 @@ impl<W: Write> Json<W> {
         detail: String,
     ) {
         let (unit, detail) = (Some(Box::new(unit::body(unit, details))), Some(detail));
-        self.write(at, Body::RunStep { step, detail: Detail { unit, detail, ..Detail::default() } });
+        self.write(at, &Body::RunStep { step, detail: Detail { unit, detail, ..Detail::default() } });
     }
 
     /// What there is to add.
@@ -284,7 +317,7 @@ impl<W: Write> Json<W> {
             note: Some(Box::new(more)),
             ..Detail::default()
         };
-        self.write(at, Body::RunStep { step: "note", detail });
+        self.write(at, &Body::RunStep { step: "note", detail });
     }
 
     /// The end of the whole command.
@@ -297,20 +330,12 @@ impl<W: Write> Json<W> {
         exit_code: u8,
         detail: Option<String>,
     ) {
-        let took_us = micros(at.since(began));
-        self.write(at, Body::RunFinished { outcome, exit_code, detail, took_us, tier: tier.name() });
+        self.write(at, &Body::finished(at.since(began), tier, outcome, exit_code, detail));
     }
 
-    fn write(&mut self, at: Instant, body: Body) {
+    fn write(&mut self, at: Instant, body: &Body) {
         self.seq += 1;
-        let event = Event {
-            v: VERSION,
-            seq: self.seq,
-            time: humantime::format_rfc3339_micros(wall_clock(at)).to_string(),
-            mono_ns: at.as_nanos(),
-            service: &self.context.service,
-            body,
-        };
+        let event = Event::new(self.seq, at, Some(&self.context.service), None, body);
         // A reader that went away must not stop a run half way: the exit code
         // still tells how it ended.
         self.line.clear();
@@ -323,17 +348,94 @@ impl<W: Write> Json<W> {
 
 impl<W: Write> Sink for Json<W> {
     fn entry(&mut self, gate: &Gate, tier: Tier, at: Instant, entry: &Entry) {
-        let body = match entry {
-            Entry::Began if std::mem::replace(&mut self.begun, true) => return,
+        if matches!(entry, Entry::Began) && std::mem::replace(&mut self.begun, true) {
+            return;
+        }
+        if let Some(body) = Body::of_entry(self.context.command, self.context.dry_run, gate, tier, entry) {
+            self.write(at, &body);
+        }
+    }
+}
+
+impl Body {
+    /// What a look found, and what would be done.
+    pub fn looked(gate: &Gate, tier: Tier) -> Self {
+        Self::Snapshot(Box::new(snapshot(gate, gate.holders(), tier, None)))
+    }
+
+    /// The word of `type`.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::RunStarted { .. } => "run_started",
+            Self::Snapshot(_) => "snapshot",
+            Self::RunStep { .. } => "run_step",
+            Self::ListenerOpened { .. } => "listener_opened",
+            Self::ListenerClosed { .. } => "listener_closed",
+            Self::SocketReleased { .. } => "socket_released",
+            Self::OwnerExited { .. } => "owner_exited",
+            Self::SignalSent { .. } => "signal_sent",
+            Self::TierChanged { .. } => "tier_changed",
+            Self::EventsLost { .. } => "events_lost",
+            Self::GateOpened { .. } => "gate_opened",
+            Self::GateRefused { .. } => "gate_refused",
+            Self::Duel { .. } => "duel",
+            Self::Respawned { .. } => "respawned",
+            Self::RunFinished { .. } => "run_finished",
+            Self::BindFailed(_) => "bind_failed",
+            Self::Lagged { .. } => "lagged",
+        }
+    }
+
+    /// The verdict of a snapshot.
+    pub fn verdict(&self) -> Option<&'static str> {
+        match self {
+            Self::Snapshot(snapshot) => Some(snapshot.verdict),
+            _ => None,
+        }
+    }
+
+    /// Two snapshots that say the same of the service.
+    pub fn same_snapshot(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Snapshot(one), Self::Snapshot(other)) => one == other,
+            _ => false,
+        }
+    }
+
+    /// A step that happened outside of a gate.
+    pub fn step(step: &'static str, pid: Option<u32>, detail: Option<String>) -> Self {
+        Self::RunStep { step, detail: Detail { pid, detail, ..Detail::default() } }
+    }
+
+    /// The end of a run that took this long.
+    pub fn finished(
+        took: Duration,
+        tier: Tier,
+        outcome: &'static str,
+        exit_code: u8,
+        detail: Option<String>,
+    ) -> Self {
+        Self::RunFinished { outcome, exit_code, detail, took_us: micros(took), tier: tier.name() }
+    }
+
+    /// An entry of a run's timeline, when it is worth an event.
+    pub fn of_entry(
+        command: &'static str,
+        dry_run: bool,
+        gate: &Gate,
+        tier: Tier,
+        entry: &Entry,
+    ) -> Option<Self> {
+        Some(match entry {
             Entry::Began => Body::RunStarted {
-                command: self.context.command,
-                dry_run: self.context.dry_run,
+                command,
+                dry_run,
                 tier: tier.name(),
                 endpoints: gate.plan().endpoints.iter().map(endpoint).collect(),
             },
             Entry::Looked { holders, left_out, took } => {
                 if matches!(gate.plan().goal, guard_core::gate::Goal::Look) {
-                    return;
+                    return None;
                 }
                 let snapshot =
                     Snapshot { holders_left_out: *left_out, ..snapshot(gate, holders, tier, Some(*took)) };
@@ -350,26 +452,6 @@ impl<W: Write> Sink for Json<W> {
                     ..Detail::default()
                 },
             ),
-            Entry::Event(Hint::ListenerOpened { address, port }) => {
-                Body::ListenerOpened { address: *address, port: port.get() }
-            }
-            Entry::Event(Hint::ListenerClosed { address, port }) => {
-                Body::ListenerClosed { address: *address, port: port.get() }
-            }
-            Entry::Event(Hint::SocketReleased { address, port }) => {
-                Body::SocketReleased { address: Some(*address), port: port.get() }
-            }
-            Entry::Event(Hint::ConnectionReleased { port } | Hint::TimeWaitEnded { port }) => {
-                Body::SocketReleased { address: None, port: port.get() }
-            }
-            Entry::Event(Hint::OwnerExiting { process, status }) => {
-                let detail = Some(words::exit_status(*status));
-                step("owner_exiting", Detail { detail, ..of(*process) })
-            }
-            Entry::BindFailed { bind, holders, looked } => {
-                Body::BindFailed(Box::new(bind_failed(bind, holders, *looked)))
-            }
-            Entry::EventsLost(count) => Body::EventsLost { count: *count },
             Entry::Signalled { process, signal, judgement } => Body::SignalSent {
                 pid: process.tgid.0,
                 start: process.start.0,
@@ -397,13 +479,6 @@ impl<W: Write> Sink for Json<W> {
                     ..Detail::default()
                 },
             ),
-            Entry::Gone { process, status, answered } => Body::OwnerExited {
-                pid: process.tgid.0,
-                start: process.start.0,
-                how: how(*status),
-                answered: answered.map(|(signal, _)| words::signals(signal)),
-                answered_after_us: answered.map(|(_, after)| micros(after)),
-            },
             Entry::Held { process, state, wait_channel } => {
                 let detail = Some(words::held(*state, wait_channel.as_deref()));
                 step("held", Detail { detail, ..of(*process) })
@@ -418,7 +493,6 @@ impl<W: Write> Sink for Json<W> {
             Entry::Unkillable { process, wait_channel } => {
                 step("unkillable", Detail { detail: wait_channel.clone(), ..of(*process) })
             }
-            Entry::TierChanged(tier) => Body::TierChanged { tier },
             Entry::Ended(Outcome::Opened(proof)) => Body::GateOpened {
                 proof: ProofBody {
                     kind: "bind",
@@ -438,9 +512,50 @@ impl<W: Write> Sink for Json<W> {
             Entry::Ended(Outcome::Respawned(rivals)) => {
                 Body::Respawned { by: rivals.iter().map(rival).collect() }
             }
-            Entry::Ended(_) => return,
-        };
-        self.write(at, body);
+            Entry::Event(_)
+            | Entry::BindFailed { .. }
+            | Entry::EventsLost(_)
+            | Entry::Gone { .. }
+            | Entry::TierChanged(_) => {
+                return Self::happened(entry);
+            }
+            Entry::Ended(_) => return None,
+        })
+    }
+
+    /// Something that happened outside of any run.
+    pub fn happened(entry: &Entry) -> Option<Self> {
+        Some(match entry {
+            Entry::Event(Hint::ListenerOpened { address, port }) => {
+                Body::ListenerOpened { address: *address, port: port.get() }
+            }
+            Entry::Event(Hint::ListenerClosed { address, port }) => {
+                Body::ListenerClosed { address: *address, port: port.get() }
+            }
+            Entry::Event(Hint::SocketReleased { address, port }) => {
+                Body::SocketReleased { address: Some(*address), port: port.get() }
+            }
+            Entry::Event(Hint::ConnectionReleased { port } | Hint::TimeWaitEnded { port }) => {
+                Body::SocketReleased { address: None, port: port.get() }
+            }
+            Entry::Event(Hint::OwnerExiting { process, status }) => {
+                let detail = Some(words::exit_status(*status));
+                step("owner_exiting", Detail { detail, ..of(*process) })
+            }
+            Entry::BindFailed { bind, holders, looked } => {
+                Body::BindFailed(Box::new(bind_failed(bind, holders, *looked)))
+            }
+            Entry::EventsLost(count) => Body::EventsLost { count: *count },
+            Entry::Gone { process, status, answered } => Body::OwnerExited {
+                pid: process.tgid.0,
+                start: process.start.0,
+                how: how(*status),
+                answered: answered.map(|(signal, _)| words::signals(signal)),
+                answered_after_us: answered.map(|(_, after)| micros(after)),
+            },
+            Entry::TierChanged(tier) => Body::TierChanged { tier },
+            _ => return None,
+        })
     }
 }
 
@@ -513,85 +628,5 @@ fn snapshot(gate: &Gate, holders: &[JudgedHolder], tier: Tier, took: Option<Dura
             Verdict::Busy { .. } | Verdict::Unknown { .. } => gate.decision().map(decision),
         },
         took_us: took.map(micros),
-    }
-}
-
-fn decision(decision: Decision) -> DecisionBody {
-    let bare = |process: &ProcessId| RefusedOwner {
-        pid: process.tgid.0,
-        start: process.start.0,
-        class: None,
-        reasons: Vec::new(),
-    };
-    match decision {
-        Decision::Wait => DecisionBody { action: "wait", processes: Vec::new(), detail: None },
-        Decision::End(stale) => {
-            DecisionBody { action: "end", processes: stale.iter().map(refused_owner).collect(), detail: None }
-        }
-        Decision::Evict(sockets) => {
-            let sockets: Vec<String> = sockets.iter().map(words::socket).collect();
-            DecisionBody { action: "evict", processes: Vec::new(), detail: Some(sockets.join("; ")) }
-        }
-        Decision::Refuse(refused) => DecisionBody {
-            action: "refuse",
-            processes: refused.iter().map(refused_owner).collect(),
-            detail: None,
-        },
-        Decision::NotPermitted(processes) => DecisionBody {
-            action: "not_permitted",
-            processes: processes.iter().map(bare).collect(),
-            detail: None,
-        },
-        Decision::CannotTell(reason) => DecisionBody {
-            action: "cannot_tell",
-            processes: Vec::new(),
-            detail: Some(words::unknown(&reason)),
-        },
-    }
-}
-
-fn refused_owner((process, judgement): &(ProcessId, Judgement)) -> RefusedOwner {
-    let class: Class = judgement.class;
-    RefusedOwner {
-        pid: process.tgid.0,
-        start: process.start.0,
-        class: Some(class.name()),
-        reasons: whys(judgement),
-    }
-}
-
-fn whys(judgement: &Judgement) -> Vec<Why> {
-    let why = |reason: &Reason| Why {
-        code: reason.code(),
-        kind: reason.kind(),
-        value: reason.value(),
-        rule: reason.rule().map(str::to_owned),
-        text: reason.to_string(),
-    };
-    judgement.reasons.iter().map(why).collect()
-}
-
-fn rival(rival: &Rival) -> RivalBody {
-    let manager = rival.unit.as_ref().map(|unit| unit.manager);
-    RivalBody {
-        pid: rival.id.tgid.0,
-        start: rival.id.start.0,
-        unit: rival.unit.as_ref().map(|unit| unit.name.to_string()),
-        unit_of_user: manager.and_then(|manager| match manager {
-            Manager::System => None,
-            Manager::User(uid) => Some(uid.0),
-        }),
-        parent: rival.parent.as_ref().map(|(pid, _)| pid.0),
-        parent_comm: rival.parent.as_ref().map(|(_, comm)| comm.clone()),
-    }
-}
-
-fn how(status: Option<ExitStatus>) -> How {
-    match status {
-        Some(ExitStatus::Code(code)) => How { exit_code: Some(code), signal: None, core_dumped: None },
-        Some(ExitStatus::Signal { number, core_dumped }) => {
-            How { exit_code: None, signal: Some(number), core_dumped: Some(core_dumped) }
-        }
-        None => How { exit_code: None, signal: None, core_dumped: None },
     }
 }

@@ -1,5 +1,6 @@
 //! What a run says: human lines, JSON lines, the timeline.
 
+mod exit;
 mod human;
 mod json;
 pub mod notes;
@@ -7,8 +8,9 @@ mod picture;
 mod unit;
 mod words;
 
+pub use exit::Exit;
 pub use human::Human;
-pub use json::Json;
+pub use json::{Body, Event, Json};
 pub use picture::timeline;
 pub use unit::unit_words;
 pub use words::{Context, outcome_code, overall, span};

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use guard_core::model::{KillMode, Manager, Unit};
 use guard_core::restart::{MainExit, UnitDetails};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::words::span;
 
 /// The `unit` of a `run_step`, in systemd's own names.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub(super) struct UnitBody {
     name: String,
     /// `system`, or the number of the user whose manager it is.

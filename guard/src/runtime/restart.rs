@@ -125,7 +125,7 @@ impl Session {
                 heard = door.heard() => {
                     return self.take(heard, door, unit, restart, job, following).await;
                 }
-                fact = self.observer.next(now), if following => match fact {
+                fact = self.doors.observer.next(now), if following => match fact {
                     gate::Fact::Hinted { hint: Hint::ListenerOpened { .. }, .. }
                     | gate::Fact::EventsLost { .. } => return self.look_at_port(unit, restart).await,
                     _ => {}
@@ -176,7 +176,7 @@ impl Session {
     /// How long to wait for an event that tells of a new listener.
     fn follow_pause(&self) -> Duration {
         match self.tier() {
-            Tier::Ebpf => self.observer.recheck(),
+            Tier::Ebpf => self.doors.observer.recheck(),
             Tier::Netlink | Tier::Poll => FOLLOW_RECHECK,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use guard_core::gate::{Budgets, Goal, Outcome};
+use guard_core::gate::{Budgets, Goal, Outcome, Reach};
 use guard_core::model::BindOutcome;
 use guard_core::policy::Rules;
 
@@ -33,6 +33,7 @@ fn plan_to_wait(endpoints: &[BindSpec], session: &Session) -> Plan {
     Plan {
         endpoints: endpoints.to_vec(),
         goal: Goal::Wait,
+        reach: Reach::Owners,
         rules: Rules::default(),
         asker: asker::asker().unwrap(),
         budgets: Budgets {
@@ -65,7 +66,7 @@ fn fails_from(test: &'static str, tier: Tier, then: &'static [&'static str]) {
             Err(error) => panic!("{error}"),
         };
         assert_eq!(session.tier(), tier);
-        session.observer.breaks = u32::try_from(then.len()).unwrap();
+        session.doors.observer.breaks = u32::try_from(then.len()).unwrap();
         let mut sink = LetGo { listener: Some(listener), tiers: Vec::new() };
         let gate = session.run(plan_to_wait(&endpoints, &session), &mut sink).await.unwrap();
         assert_eq!(sink.tiers, then, "told of each step");

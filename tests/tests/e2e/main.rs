@@ -25,6 +25,8 @@ mod reach;
 mod refusals;
 mod restarts;
 mod roles;
+mod sidecar;
+mod sidecar_clients;
 mod systemd;
 mod tiers;
 mod users;

@@ -89,6 +89,17 @@ impl DestroyedSockets {
         Ok(Self { socket, buffer: Vec::with_capacity(DATAGRAM) })
     }
 
+    /// Lets the kernel pass the messages about these ports from now on, and no
+    /// others. One filter replaces the other without a gap.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; then the old ports are still listened to.
+    pub fn listen_to(&self, ports: &[Port]) -> Result<(), SockDiagError> {
+        let failed = |source| SockDiagError::Failed { operation: "subscribing to", source };
+        attach_filter(&self.socket, &filter(ports)).map_err(failed)
+    }
+
     /// Reads every waiting announcement, oldest first. Never blocks. A message
     /// that cannot be decoded counts as lost.
     ///

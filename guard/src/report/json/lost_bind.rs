@@ -4,13 +4,14 @@ use std::net::IpAddr;
 
 use guard_core::gate::JudgedHolder;
 use guard_core::model::{FailedBind, Instant, Seen};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::sockets::{HolderBody, holder};
 use super::words;
 
-#[derive(Serialize)]
-pub(super) struct BindFailedBody {
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct BindFailedBody {
     address: IpAddr,
     port: u16,
     /// `bind`, or `listen` after a `bind` that had succeeded.

@@ -6,12 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 use guard_core::gate::{JudgedHolder, JudgedOwner};
 use guard_core::model::{Owners, Seen, Socket, TcpState};
 use guard_core::prospect::{Expected, Prospect};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Why, millis, whys, words};
 
 /// What a bind of one kind would meet.
-#[derive(Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub(super) struct BindBody {
     reuse_address: bool,
     expected: &'static str,
@@ -19,7 +20,7 @@ pub(super) struct BindBody {
     clears_in_ms: Option<u64>,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub(super) struct HolderBody {
     state: &'static str,
     address: IpAddr,
@@ -39,14 +40,14 @@ pub(super) struct HolderBody {
     owners: OwnersBody,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 struct OwnersBody {
     visibility: &'static str,
     why: Option<String>,
     processes: Vec<OwnerBody>,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 struct OwnerBody {
     pid: u32,
     start: u64,
@@ -63,7 +64,7 @@ struct OwnerBody {
 }
 
 /// A socket that was destroyed.
-#[derive(Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub(super) struct SocketBody {
     state: &'static str,
     address: IpAddr,

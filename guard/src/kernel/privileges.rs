@@ -1,0 +1,60 @@
+//! What this process may do, and giving up what it does not need.
+
+use std::io;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+
+/// What a sidecar needs once its programs are loaded: signals, other users'
+/// descriptors, `SOCK_DESTROY`, probes of low ports, and BPF maps.
+const NEEDED: CapabilitySet = CapabilitySet::KILL
+    .union(CapabilitySet::SYS_PTRACE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::NET_ADMIN)
+    .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::BPF)
+    .union(CapabilitySet::PERFMON);
+
+/// Gives up what a sidecar does not need, for the calling thread and the
+/// threads and processes that it starts from now on. It cannot be had back.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn give_up_capabilities() -> io::Result<()> {
+    let has = capabilities(None)?;
+    let kept = CapabilitySets {
+        effective: has.effective & NEEDED,
+        permitted: has.permitted & NEEDED,
+        inheritable: has.inheritable & NEEDED,
+    };
+    Ok(set_capabilities(None, kept)?)
+}
+
+/// Allows as many descriptors as the hard limit does.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn raise_descriptor_limit() -> io::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_given_up_is_gone_for_good() {
+        // The capabilities of a thread are its own.
+        std::thread::spawn(|| {
+            give_up_capabilities().expect("nobody is kept from giving up");
+            let left = capabilities(None).expect("capabilities");
+            assert!(NEEDED.contains(left.permitted), "{left:?}");
+            assert!(!left.effective.contains(CapabilitySet::SYS_ADMIN));
+        })
+        .join()
+        .expect("the thread");
+    }
+}

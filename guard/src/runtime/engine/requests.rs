@@ -1,0 +1,128 @@
+//! What clients ask for.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use guard_core::gate::{Budgets, Gate, Goal};
+use tokio::sync::oneshot;
+use tracing::info_span;
+
+use super::run::Run;
+use super::service::{Kind, Refused, Request, RunInfo, RunNumber, Service, Ticket, Waited, Witness};
+use super::standing::Standing;
+use super::{Engine, plan};
+use crate::runtime::{asker, now};
+
+impl<W: Witness> Engine<W> {
+    pub(super) fn take(&mut self, request: Request) {
+        // Whoever went away needs no answer.
+        match request {
+            Request::Restart { service, reply } => {
+                let _gone = reply.send(self.restart(&service));
+            }
+            Request::Gate { service, reply } => self.wait(&service, reply),
+            Request::Look { service, reply } => {
+                if let Some(standing) = self.services.get_mut(&service) {
+                    standing.ask(reply, now());
+                }
+            }
+            Request::Configure { services, reply } => {
+                let _gone = reply.send(services().and_then(|services| self.configure(services)));
+            }
+        }
+    }
+
+    fn under_way(&self, service: &str, kind: Kind) -> Option<RunNumber> {
+        let wanted = |run: &&Run| &*run.info.service.name == service && run.info.kind == kind;
+        self.runs.values().find(wanted).map(|run| run.info.number)
+    }
+
+    fn restart(&mut self, name: &str) -> Result<Ticket, Refused> {
+        if let Some(number) = self.under_way(name, Kind::Restart) {
+            return Ok(Ticket { number, joined: true });
+        }
+        let standing = self.services.get(name).ok_or(Refused::NoService)?;
+        let service = Arc::clone(&standing.service);
+        if service.start.is_none() {
+            return Err(Refused::NoRestart);
+        }
+        let budgets = service.budgets;
+        let number = self.begin(service, Kind::Restart, Goal::Free, budgets)?;
+        Ok(Ticket { number, joined: false })
+    }
+
+    fn wait(&mut self, name: &str, reply: oneshot::Sender<Result<Waited, Refused>>) {
+        let number = match self.under_way(name, Kind::Gate) {
+            Some(number) => Ok(number),
+            None => match self.services.get(name).map(|standing| Arc::clone(&standing.service)) {
+                // Each client has a deadline of its own.
+                Some(service) => {
+                    let budgets = Budgets { total: None, ..service.budgets };
+                    self.begin(service, Kind::Gate, Goal::Wait, budgets)
+                }
+                None => Err(Refused::NoService),
+            },
+        };
+        match number {
+            Ok(number) => {
+                if let Some(run) = self.runs.get_mut(&number) {
+                    run.waiters.push(reply);
+                }
+            }
+            Err(refused) => {
+                let _gone = reply.send(Err(refused));
+            }
+        }
+    }
+
+    fn begin(
+        &mut self,
+        service: Arc<Service>,
+        kind: Kind,
+        goal: Goal,
+        budgets: Budgets,
+    ) -> Result<RunNumber, Refused> {
+        let plan = plan(&service, goal, budgets, self.doors.observer.recheck(), asker::asker()?);
+        let number = RunNumber(self.numbers.fetch_add(1, Ordering::Relaxed));
+        let span = info_span!("run", number = number.0, service = &*service.name, kind = kind.name());
+        let run = Run {
+            ports: service.ports(),
+            info: RunInfo { number, service, kind },
+            gate: Gate::new(plan, now()),
+            told: 0,
+            watched: std::collections::BTreeSet::new(),
+            waiters: Vec::new(),
+            starting: None,
+            span,
+        };
+        self.runs.insert(number, run);
+        Ok(number)
+    }
+
+    /// Takes up another list of services. What is in both goes on.
+    fn configure(&mut self, services: Vec<Service>) -> Result<(), String> {
+        let mut old = std::mem::take(&mut self.services);
+        let mut kept: BTreeMap<Arc<str>, Standing> = BTreeMap::new();
+        for service in services {
+            let name = Arc::clone(&service.name);
+            let standing = match old.remove(&name) {
+                Some(mut standing) if standing.service.endpoints == service.endpoints => {
+                    standing.service = Arc::new(service);
+                    standing.outdated = true;
+                    standing
+                }
+                _ => Standing::new(Arc::new(service)),
+            };
+            kept.insert(name, standing);
+        }
+        self.services = kept;
+        for name in old.keys().filter(|name| !self.services.contains_key(*name)) {
+            self.witness.forgotten(name);
+        }
+        self.watch_ports();
+        self.witness.guarded(self.services.keys().cloned().collect());
+        self.witness.tier(self.doors.observer.tier(), self.doors.observer.shortfall());
+        Ok(())
+    }
+}

@@ -1,0 +1,197 @@
+//! What is guarded, what is asked for, and what is told.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use guard_core::follow::Follow;
+use guard_core::gate::{Budgets, Gate, Outcome, Proof};
+use guard_core::model::{BindSpec, Instant, Port};
+use guard_core::policy::Rules;
+use guard_core::timeline::Entry;
+use tokio::sync::oneshot;
+
+use crate::observe::Tier;
+
+/// One guarded service.
+#[derive(Clone)]
+pub struct Service {
+    /// Its name.
+    pub name: Arc<str>,
+    /// What must be bindable, all of it at once. Never empty.
+    pub endpoints: Vec<BindSpec>,
+    /// How its processes are recognised, made anew for each run.
+    pub rules: Arc<dyn Fn() -> Rules + Send + Sync>,
+    /// How long each step of a run that ends holders may take.
+    pub budgets: Budgets,
+    /// Open although an ended process has not finished exiting.
+    pub port_only: bool,
+    /// Destroy sockets as the last resort.
+    pub evict: bool,
+    /// The command that starts it again.
+    pub start: Option<Vec<OsString>>,
+    /// From the start to LISTEN.
+    pub start_budget: Duration,
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service")
+            .field("name", &self.name)
+            .field("endpoints", &self.endpoints)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Service {
+    /// The ports of its endpoints, in ascending order.
+    pub(super) fn ports(&self) -> Vec<Port> {
+        let mut ports: Vec<Port> = self.endpoints.iter().map(|spec| spec.port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+
+    /// Connections block its bind too.
+    pub(super) fn is_strict(&self) -> bool {
+        self.endpoints.iter().any(|spec| !spec.reuse_address)
+    }
+}
+
+/// The number of a run, unique in the life of the sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RunNumber(pub u64);
+
+/// What a run of the engine is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Free the port, start the service, follow it until it listens.
+    Restart,
+    /// Wait until the port is bindable.
+    Gate,
+}
+
+impl Kind {
+    /// The word for reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Restart => "restart",
+            Self::Gate => "gate",
+        }
+    }
+}
+
+/// Which run something is told of.
+#[derive(Clone, Debug)]
+pub struct RunInfo {
+    /// Its number.
+    pub number: RunNumber,
+    /// Its service.
+    pub service: Arc<Service>,
+    /// What it is for.
+    pub kind: Kind,
+}
+
+/// A run that was begun, or joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// The run.
+    pub number: RunNumber,
+    /// It was under way already.
+    pub joined: bool,
+}
+
+/// A run could not be begun.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// There is no service of that name here.
+    #[error("there is no service of that name")]
+    NoService,
+    /// Nothing says how the service is started.
+    #[error("the configuration does not say how this service is started")]
+    NoRestart,
+    /// portguard cannot tell who it is itself.
+    #[error(transparent)]
+    Asker(#[from] crate::runtime::asker::AskerError),
+}
+
+/// The gate of a service is open.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// The run that waited.
+    pub number: RunNumber,
+    /// Why.
+    pub proof: Proof,
+}
+
+/// How waiting for a gate ended.
+pub type Waited = Result<Opened, Outcome>;
+
+/// What the engine can be asked for.
+pub enum Request {
+    /// Begin a restart of this service, or join the one that is under way.
+    Restart {
+        /// Its name.
+        service: Arc<str>,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<Ticket, Refused>>,
+    },
+    /// Wait until this service's endpoints are bindable. Dropping the receiver ends the waiting.
+    Gate {
+        /// Its name.
+        service: Arc<str>,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<Waited, Refused>>,
+    },
+    /// Look at this service now; answered when what was found has been told.
+    Look {
+        /// Its name.
+        service: Arc<str>,
+        /// Where the answer goes.
+        reply: oneshot::Sender<()>,
+    },
+    /// Guard these services from now on. Runs under way go on as they began.
+    /// The list is made on the engine's thread, in its network namespace.
+    Configure {
+        /// Makes the list.
+        services: Box<dyn FnOnce() -> Result<Vec<Service>, String> + Send>,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+}
+
+/// How a run of the engine ended.
+#[derive(Debug)]
+pub enum End<'a> {
+    /// At the gate.
+    Gate(&'a Outcome),
+    /// The service listens again.
+    Restarted(Follow),
+    /// The service did not come up: why.
+    StartFailed(String),
+    /// Nobody wants it any more: why.
+    Abandoned(&'static str),
+}
+
+/// Who is told what happens. Called on the engine's thread: must not block.
+pub trait Witness {
+    /// A new entry of a run's timeline.
+    fn entry(&mut self, run: &RunInfo, gate: &Gate, tier: Tier, at: Instant, entry: &Entry);
+    /// A step of a run outside of its gate.
+    fn step(&mut self, run: &RunInfo, at: Instant, step: &'static str, pid: Option<u32>, text: String);
+    /// A run ended.
+    fn ended(&mut self, run: &RunInfo, gate: &Gate, tier: Tier, at: Instant, end: &End<'_>);
+    /// A look at a service that nothing is under way for.
+    fn looked(&mut self, service: &Service, gate: &Gate, tier: Tier, at: Instant);
+    /// Something happened to a service that no run has told of.
+    fn happened(&mut self, service: &Service, at: Instant, entry: &Entry);
+    /// Something happened to all of them.
+    fn happened_to_all(&mut self, at: Instant, entry: &Entry);
+    /// The tier that facts come from, and why it is not a better one.
+    fn tier(&mut self, tier: Tier, shortfall: Option<&str>);
+    /// These services are guarded from now on. [`Witness::tier`] follows.
+    fn guarded(&mut self, names: Vec<Arc<str>>);
+    /// A service is no longer guarded.
+    fn forgotten(&mut self, service: &Arc<str>);
+}

@@ -1,0 +1,92 @@
+//! What is known of a service while nothing is under way for it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use guard_core::gate::Gate;
+use guard_core::model::{Instant, Port, ProcessId};
+use tokio::sync::oneshot;
+
+use super::service::Service;
+
+/// A look is repeated no sooner than this, however many hints ask for it.
+const PACE: Duration = Duration::from_millis(100);
+
+/// A look that is younger than this, and that no hint contradicts, is current.
+const CURRENT: Duration = Duration::from_millis(250);
+
+/// The state of one service.
+#[derive(Debug)]
+pub(super) struct Standing {
+    pub(super) service: Arc<Service>,
+    pub(super) ports: Vec<Port>,
+    /// The look that is under way.
+    pub(super) gate: Option<Gate>,
+    /// A hint contradicts what is known.
+    pub(super) outdated: bool,
+    /// When the last look began.
+    began: Option<Instant>,
+    /// When the last look ended.
+    ended: Option<Instant>,
+    /// Who listens, as far as is known: their exits are told.
+    pub(super) owners: BTreeSet<ProcessId>,
+    /// Who waits for the look under way, and for the one after it.
+    served: Vec<oneshot::Sender<()>>,
+    asked: Vec<oneshot::Sender<()>>,
+}
+
+impl Standing {
+    /// A service that nothing is known of.
+    pub(super) fn new(service: Arc<Service>) -> Self {
+        Self {
+            ports: service.ports(),
+            service,
+            gate: None,
+            outdated: true,
+            began: None,
+            ended: None,
+            owners: BTreeSet::new(),
+            served: Vec::new(),
+            asked: Vec::new(),
+        }
+    }
+
+    /// Somebody wants a current state.
+    pub(super) fn ask(&mut self, reply: oneshot::Sender<()>, now: Instant) {
+        let current = self.ended.is_some_and(|ended| now.since(ended) < CURRENT);
+        if current && !self.outdated && self.gate.is_none() {
+            // Whoever went away needs no answer.
+            let _gone = reply.send(());
+        } else {
+            self.asked.push(reply);
+        }
+    }
+
+    /// When the next look shall begin. `busy`: a run is under way, which sees
+    /// for itself; then only who asks is a reason to look.
+    pub(super) fn due(&self, busy: bool) -> Option<Instant> {
+        let wanted = !self.asked.is_empty() || (self.outdated && !busy);
+        if self.gate.is_some() || !wanted {
+            return None;
+        }
+        Some(self.began.map_or(Instant::from_nanos(0), |began| began + PACE))
+    }
+
+    /// A look begins.
+    pub(super) fn begin(&mut self, gate: Gate, now: Instant) {
+        self.gate = Some(gate);
+        self.began = Some(now);
+        self.outdated = false;
+        self.served.append(&mut self.asked);
+    }
+
+    /// The look that was under way has ended.
+    pub(super) fn end(&mut self, now: Instant) {
+        self.ended = Some(now);
+        for waiter in self.served.drain(..) {
+            // Whoever went away needs no answer.
+            let _gone = waiter.send(());
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Who asks, and what may be asked of which service.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::config::{Config, Grant, ServiceConfig};
+
+/// The process at the other end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Peer {
+    pub(super) uid: u32,
+    /// Its group and the supplementary ones.
+    pub(super) groups: Vec<u32>,
+}
+
+/// What the configuration says about requests.
+#[derive(Debug)]
+pub(super) struct Access {
+    own_user: u32,
+    services: BTreeMap<Arc<str>, Rights>,
+}
+
+#[derive(Debug)]
+struct Rights {
+    observe: Grant,
+    control: Grant,
+    can_restart: bool,
+}
+
+impl Access {
+    pub(super) fn new(config: &Config, own_user: u32) -> Self {
+        let rights = |service: &ServiceConfig| Rights {
+            observe: service.observe.clone(),
+            control: service.control.clone(),
+            can_restart: service.restart.is_some(),
+        };
+        let services = config
+            .services
+            .iter()
+            .map(|service| (Arc::from(service.name.as_str()), rights(service)))
+            .collect();
+        Self { own_user, services }
+    }
+
+    fn is_superior(&self, peer: &Peer) -> bool {
+        peer.uid == 0 || peer.uid == self.own_user
+    }
+
+    /// The service of that name, as far as `peer` may know.
+    pub(super) fn visible(&self, peer: &Peer, name: &str) -> Option<Arc<str>> {
+        let (name, _) = self.services.get_key_value(name)?;
+        self.may_observe(peer, name).then(|| Arc::clone(name))
+    }
+
+    /// Whoever may restart a service may see it too.
+    pub(super) fn may_observe(&self, peer: &Peer, name: &str) -> bool {
+        let Some(rights) = self.services.get(name) else { return false };
+        self.is_superior(peer)
+            || rights.observe.covers(peer.uid, &peer.groups)
+            || rights.control.covers(peer.uid, &peer.groups)
+    }
+
+    pub(super) fn may_control(&self, peer: &Peer, name: &str) -> bool {
+        let Some(rights) = self.services.get(name) else { return false };
+        self.is_superior(peer) || rights.control.covers(peer.uid, &peer.groups)
+    }
+
+    /// The configuration says how it is started.
+    pub(super) fn can_restart(&self, name: &str) -> bool {
+        self.services.get(name).is_some_and(|rights| rights.can_restart)
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.services.keys()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(uid: u32, groups: &[u32]) -> Peer {
+        Peer { uid, groups: groups.to_vec() }
+    }
+
+    fn access() -> Access {
+        let text = "
+            [service.open]
+            endpoints = [80]
+            [service.closed]
+            endpoints = [81]
+            observe = { uid = [7] }
+            control = { uid = [8], gid = [9] }
+        ";
+        Access::new(&Config::parse(text).expect("a configuration"), 5)
+    }
+
+    #[test]
+    fn only_the_superuser_and_the_sidecar_s_own_user_control_what_nobody_was_granted() {
+        let access = access();
+        assert!(access.may_control(&peer(0, &[]), "open") && access.may_control(&peer(5, &[]), "open"));
+        assert!(!access.may_control(&peer(7, &[0]), "open"));
+        assert!(access.may_observe(&peer(1, &[]), "open"));
+    }
+
+    #[test]
+    fn what_may_not_be_observed_is_not_there() {
+        let access = access();
+        assert!(access.visible(&peer(1, &[]), "closed").is_none());
+        assert!(access.visible(&peer(7, &[]), "closed").is_some());
+        assert!(access.visible(&peer(0, &[]), "no-such").is_none());
+    }
+
+    #[test]
+    fn control_comes_with_sight_and_not_the_other_way_round() {
+        let access = access();
+        assert!(access.may_observe(&peer(8, &[]), "closed") && access.may_control(&peer(8, &[]), "closed"));
+        assert!(access.may_control(&peer(1, &[3, 9]), "closed"), "a supplementary group counts");
+        assert!(!access.may_control(&peer(7, &[]), "closed"));
+    }
+}

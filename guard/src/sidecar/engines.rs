@@ -1,0 +1,294 @@
+//! The event loops: one thread for each network namespace.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use guard_core::gate::{Budgets, Gate};
+use guard_core::model::Instant;
+use guard_core::timeline::Entry;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, warn};
+
+use super::config::{Config, ObserverConfig, Restart, ServiceConfig};
+use super::hub::{Notice, What};
+use super::serve::SidecarError;
+use crate::report::{Body, Exit, outcome_code};
+use crate::runtime::engine::{End, Engine, Request, RunInfo, Service, Sources, Witness};
+use crate::runtime::spelling::Place;
+use crate::runtime::{Tier, daemon, netns};
+
+/// Requests that wait for an event loop.
+const REQUESTS: usize = 1024;
+
+/// Notices that wait for the hub: an event loop never does.
+const NOTICES: usize = 16_384;
+
+/// From SIGKILL until a process counts as unkillable.
+const CONFIRM: Duration = Duration::from_secs(5);
+
+/// All event loops.
+#[derive(Debug)]
+pub(super) struct Engines {
+    observer: ObserverConfig,
+    by_netns: BTreeMap<Option<Place>, mpsc::Sender<Request>>,
+    by_service: BTreeMap<Arc<str>, Option<Place>>,
+    numbers: Arc<AtomicU64>,
+    notices: mpsc::Sender<Notice>,
+    overrun: Arc<AtomicU64>,
+    broken: mpsc::Sender<()>,
+}
+
+/// What comes out of the event loops.
+#[derive(Debug)]
+pub(super) struct Outlet {
+    pub(super) notices: mpsc::Receiver<Notice>,
+    /// Notices that did not fit.
+    pub(super) overrun: Arc<AtomicU64>,
+    /// Resolves when an event loop has broken down.
+    pub(super) broken: mpsc::Receiver<()>,
+}
+
+impl Engines {
+    /// No event loop yet.
+    pub(super) fn new(observer: ObserverConfig) -> (Self, Outlet) {
+        let (notices, inbox) = mpsc::channel(NOTICES);
+        let (broken, breakdowns) = mpsc::channel(1);
+        let overrun = Arc::new(AtomicU64::new(0));
+        let engines = Self {
+            observer,
+            by_netns: BTreeMap::new(),
+            by_service: BTreeMap::new(),
+            numbers: Arc::new(AtomicU64::new(1)),
+            notices,
+            overrun: Arc::clone(&overrun),
+            broken,
+        };
+        (engines, Outlet { notices: inbox, overrun, broken: breakdowns })
+    }
+
+    /// Guards what the configuration names, from now on. What it named before
+    /// goes on without a gap.
+    pub(super) async fn configure(&mut self, config: &Config) -> Result<(), SidecarError> {
+        let mut wanted: BTreeMap<Option<Place>, Vec<ServiceConfig>> = BTreeMap::new();
+        for service in &config.services {
+            wanted.entry(service.netns.clone()).or_default().push(service.clone());
+        }
+        // New loops first: when one cannot be had, nothing has changed.
+        let mut begun = Vec::new();
+        for (place, services) in &wanted {
+            if !self.by_netns.contains_key(place) {
+                begun.push((place.clone(), self.begin(place.clone(), services.clone()).await?));
+            }
+        }
+        for (place, requests) in &self.by_netns {
+            let services = wanted.get(place).cloned().unwrap_or_default();
+            let (reply, answer) = oneshot::channel();
+            let services = Box::new(move || resolve(&services));
+            let sent = requests.send(Request::Configure { services, reply }).await;
+            match (sent, answer.await) {
+                (Ok(()), Ok(Ok(()))) => {}
+                (Ok(()), Ok(Err(why))) => return Err(SidecarError::Services(why)),
+                _ => return Err(SidecarError::LoopEnded),
+            }
+        }
+        self.by_netns.extend(begun);
+        self.by_netns.retain(|place, _| wanted.contains_key(place));
+        self.by_service = config
+            .services
+            .iter()
+            .map(|service| (Arc::from(service.name.as_str()), service.netns.clone()))
+            .collect();
+        Ok(())
+    }
+
+    /// Where requests about this service go.
+    pub(super) fn of(&self, service: &str) -> Option<&mpsc::Sender<Request>> {
+        self.by_netns.get(self.by_service.get(service)?)
+    }
+
+    /// Asks nothing any more: every event loop ends what it does, and itself.
+    pub(super) fn close(&mut self) {
+        self.by_netns.clear();
+        self.by_service.clear();
+        // Its copies are the loops' own: the hub ends with the last of them.
+        self.notices = mpsc::channel(1).0;
+    }
+
+    /// Every event loop still serves.
+    pub(super) fn all_alive(&self) -> bool {
+        self.by_netns.values().all(|requests| !requests.is_closed())
+    }
+
+    async fn begin(
+        &self,
+        place: Option<Place>,
+        services: Vec<ServiceConfig>,
+    ) -> Result<mpsc::Sender<Request>, SidecarError> {
+        let (requests, inbox) = mpsc::channel(REQUESTS);
+        let (ready, answer) = oneshot::channel();
+        let sources = Sources {
+            choice: self.observer.tier,
+            require: self.observer.require,
+            poll_interval: self.observer.poll_interval,
+        };
+        let numbers = Arc::clone(&self.numbers);
+        let names: Vec<Arc<str>> = services.iter().map(|service| Arc::from(service.name.as_str())).collect();
+        let teller = Teller { names, notices: self.notices.clone(), overrun: Arc::clone(&self.overrun) };
+        let broken = self.broken.clone();
+        let body = move || {
+            let outcome = open_and_serve(place.as_ref(), &services, sources, inbox, numbers, teller, ready);
+            if let Err(error) = outcome {
+                error!(%error, "an event loop has ended");
+                // One such word is enough.
+                let _told = broken.try_send(());
+            }
+        };
+        thread::Builder::new().name("engine".to_owned()).spawn(body).map_err(SidecarError::Thread)?;
+        answer.await.unwrap_or(Err(SidecarError::LoopEnded))?;
+        Ok(requests)
+    }
+}
+
+fn open_and_serve(
+    place: Option<&Place>,
+    services: &[ServiceConfig],
+    sources: Sources,
+    inbox: mpsc::Receiver<Request>,
+    numbers: Arc<AtomicU64>,
+    teller: Teller,
+    ready: oneshot::Sender<Result<(), SidecarError>>,
+) -> Result<(), SidecarError> {
+    let open = async {
+        let services = resolve(services).map_err(SidecarError::Services)?;
+        let settled = || {
+            if let Err(error) = daemon::give_up_capabilities() {
+                warn!(%error, "keeping capabilities that are not needed");
+            }
+        };
+        Ok(Engine::open(sources, services, inbox, numbers, teller, settled).await?)
+    };
+    // Before the runtime: what it starts inherits the namespace.
+    let runtime = place
+        .map_or(Ok(()), |place| netns::enter(&place.0).map(drop))
+        .map_err(SidecarError::from)
+        .and_then(|()| {
+            // One thread: the path from an event to the open gate crosses no other.
+            tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(SidecarError::Thread)
+        });
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            // Nobody waits any more: the sidecar is on its way out.
+            let _gone = ready.send(Err(error));
+            return Ok(());
+        }
+    };
+    runtime.block_on(async {
+        match open.await {
+            Ok(engine) => {
+                let _gone = ready.send(Ok(()));
+                Ok(engine.serve().await?)
+            }
+            Err(error) => {
+                let _gone = ready.send(Err(error));
+                Ok(())
+            }
+        }
+    })
+}
+
+/// What the engine guards, in the calling thread's network namespace.
+fn resolve(services: &[ServiceConfig]) -> Result<Vec<Service>, String> {
+    services.iter().map(service).collect()
+}
+
+fn service(config: &ServiceConfig) -> Result<Service, String> {
+    let recognise = config.recognise.clone();
+    Ok(Service {
+        name: Arc::from(config.name.as_str()),
+        endpoints: config.bind_specs().map_err(|error| format!("service {}: {error}", config.name))?,
+        rules: Arc::new(move || recognise.rules()),
+        budgets: Budgets { total: Some(config.budget.timeout), drain: config.budget.drain, confirm: CONFIRM },
+        port_only: config.port_only,
+        evict: config.evict,
+        start: config.restart.as_ref().map(|Restart::Command(argv)| argv.iter().map(Into::into).collect()),
+        start_budget: config.budget.start,
+    })
+}
+
+/// Tells the hub, from the thread of an event loop.
+#[derive(Debug)]
+struct Teller {
+    names: Vec<Arc<str>>,
+    notices: mpsc::Sender<Notice>,
+    overrun: Arc<AtomicU64>,
+}
+
+impl Teller {
+    /// Never waits: what does not fit is counted.
+    fn tell(&self, at: Instant, service: Option<&Arc<str>>, what: What) {
+        if self.notices.try_send(Notice { at, service: service.cloned(), what }).is_err() {
+            self.overrun.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Witness for Teller {
+    fn entry(&mut self, run: &RunInfo, gate: &Gate, tier: Tier, at: Instant, entry: &Entry) {
+        let command = run.kind.name();
+        if let Some(body) = Body::of_entry(command, false, gate, tier, entry) {
+            self.tell(at, Some(&run.service.name), What::Run(run.number, command, body));
+        }
+    }
+
+    fn step(&mut self, run: &RunInfo, at: Instant, step: &'static str, pid: Option<u32>, text: String) {
+        let what = What::Run(run.number, run.kind.name(), Body::step(step, pid, Some(text)));
+        self.tell(at, Some(&run.service.name), what);
+    }
+
+    fn ended(&mut self, run: &RunInfo, gate: &Gate, tier: Tier, at: Instant, end: &End<'_>) {
+        let (outcome, exit, detail) = match end {
+            End::Gate(outcome) => (outcome_code(outcome), Exit::of_outcome(outcome), None),
+            End::Restarted(_) => ("restarted", Exit::Done, None),
+            End::StartFailed(why) => ("command_failed", Exit::CommandFailed, Some(why.clone())),
+            End::Abandoned(why) => ("abandoned", Exit::Unknown, Some((*why).to_owned())),
+        };
+        let took = at.since(gate.timeline().began());
+        let body = Body::finished(took, tier, outcome, exit.code(), detail);
+        self.tell(at, Some(&run.service.name), What::Run(run.number, run.kind.name(), body));
+    }
+
+    fn looked(&mut self, service: &Service, gate: &Gate, tier: Tier, at: Instant) {
+        self.tell(at, Some(&service.name), What::Looked(Body::looked(gate, tier)));
+    }
+
+    fn happened(&mut self, service: &Service, at: Instant, entry: &Entry) {
+        if let Some(body) = Body::happened(entry) {
+            self.tell(at, Some(&service.name), What::Event(body));
+        }
+    }
+
+    fn happened_to_all(&mut self, at: Instant, entry: &Entry) {
+        if let Some(body) = Body::happened(entry) {
+            self.tell(at, None, What::Event(body));
+        }
+    }
+
+    fn tier(&mut self, tier: Tier, shortfall: Option<&str>) {
+        for name in &self.names {
+            let what = What::Tier(tier.name(), shortfall.map(str::to_owned));
+            self.tell(crate::runtime::now(), Some(name), what);
+        }
+    }
+
+    fn guarded(&mut self, names: Vec<Arc<str>>) {
+        self.names = names;
+    }
+
+    fn forgotten(&mut self, service: &Arc<str>) {
+        self.tell(crate::runtime::now(), Some(service), What::Forgotten);
+    }
+}

@@ -1,0 +1,470 @@
+//! What is known and what happened, for clients: the state of each service,
+//! the last runs and the last events. Bounded in every direction.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use guard_core::model::Instant;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::documents::{RunDocument, ServiceDocument, ServiceSummary};
+use super::metrics::{Metrics, ServiceGauge};
+use crate::report::{Body, Event};
+use crate::runtime::engine::RunNumber;
+use crate::runtime::now;
+
+/// The kept events take no more than this, however many they may be.
+const MOST_BYTES: usize = 8 * 1024 * 1024;
+
+/// Events that are kept of one run: of a usual one there are a few dozen.
+const RUN_EVENTS: usize = 512;
+
+/// Runs that are kept after their end.
+const FINISHED_RUNS: usize = 256;
+
+/// Something that happened, from an event loop.
+#[derive(Debug)]
+pub(super) struct Notice {
+    pub(super) at: Instant,
+    pub(super) service: Option<Arc<str>>,
+    pub(super) what: What,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub(super) enum What {
+    /// In a run, with its command.
+    Run(RunNumber, &'static str, Body),
+    /// Outside of any run.
+    Event(Body),
+    /// A look at a service that nothing is under way for.
+    Looked(Body),
+    /// The tier of these services, and why it is not a better one.
+    Tier(&'static str, Option<String>),
+    /// The service is no longer guarded.
+    Forgotten,
+}
+
+/// One kept event.
+#[derive(Clone, Debug)]
+pub(super) struct Kept {
+    pub(super) seq: u64,
+    pub(super) service: Option<Arc<str>>,
+    pub(super) kind: &'static str,
+    pub(super) json: Arc<str>,
+}
+
+#[derive(Debug, Default)]
+struct ServiceState {
+    snapshot: Option<(Instant, Body)>,
+    restart: Option<RunNumber>,
+    last_restart: Option<RunNumber>,
+}
+
+#[derive(Debug)]
+struct RunState {
+    service: Arc<str>,
+    command: &'static str,
+    events: Vec<Arc<str>>,
+    left_out: u64,
+    finished: Option<Body>,
+}
+
+/// Everything that clients can be told.
+#[derive(Debug)]
+pub(super) struct Hub {
+    epoch: String,
+    seq: u64,
+    history: VecDeque<Kept>,
+    bytes: usize,
+    most: usize,
+    services: BTreeMap<Arc<str>, ServiceState>,
+    tiers: BTreeMap<Arc<str>, (&'static str, Option<String>)>,
+    runs: BTreeMap<RunNumber, RunState>,
+    finished: VecDeque<RunNumber>,
+    pub(super) metrics: Metrics,
+    head: watch::Sender<u64>,
+}
+
+/// Where a reader is in the stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Cursor {
+    /// It has everything up to this event.
+    After(u64),
+    /// It begins, or was away for too long: it needs snapshots.
+    Fresh {
+        /// What it missed; `None` when it begins, `Some(None)` when nobody knows.
+        missed: Option<Option<u64>>,
+    },
+}
+
+impl Hub {
+    /// An empty hub; `epoch` tells this sidecar's events from those of the one before.
+    pub(super) fn new(epoch: String, most: NonZeroUsize) -> Self {
+        Self {
+            epoch,
+            seq: 0,
+            history: VecDeque::new(),
+            bytes: 0,
+            most: most.get(),
+            services: BTreeMap::new(),
+            tiers: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            finished: VecDeque::new(),
+            metrics: Metrics::default(),
+            head: watch::Sender::new(0),
+        }
+    }
+
+    /// Resolves with each new event.
+    pub(super) fn news(&self) -> watch::Receiver<u64> {
+        self.head.subscribe()
+    }
+
+    /// Keeps another number of events from now on.
+    pub(super) fn keep(&mut self, most: NonZeroUsize) {
+        self.most = most.get();
+        self.shorten();
+    }
+
+    /// The public name of a run.
+    pub(super) fn run_id(&self, number: RunNumber) -> String {
+        format!("{}-{}", self.epoch, number.0)
+    }
+
+    /// The public name of the event `seq`.
+    pub(super) fn event_id(&self, seq: u64) -> String {
+        format!("{}-{seq}", self.epoch)
+    }
+
+    fn number(&self, id: &str) -> Option<u64> {
+        let (epoch, number) = id.rsplit_once('-')?;
+        if epoch == self.epoch { number.parse().ok() } else { None }
+    }
+
+    /// Takes in what happened.
+    pub(super) fn take(&mut self, notice: Notice) {
+        let Notice { at, service, what } = notice;
+        match what {
+            What::Run(number, command, body) => {
+                if let Some(service) = &service {
+                    self.run(at, service, number, command, body);
+                }
+            }
+            What::Event(body) => drop(self.keep_event(at, service, None, &body)),
+            What::Looked(body) => {
+                let Some(service) = service else { return };
+                let state = self.services.entry(Arc::clone(&service)).or_default();
+                let news = state.snapshot.as_ref().is_none_or(|(_, last)| !last.same_snapshot(&body));
+                if news {
+                    self.keep_event(at, Some(Arc::clone(&service)), None, &body);
+                }
+                self.services.entry(service).or_default().snapshot = Some((at, body));
+            }
+            What::Tier(tier, shortfall) => {
+                if let Some(service) = service {
+                    self.tiers.insert(service, (tier, shortfall));
+                }
+            }
+            What::Forgotten => {
+                if let Some(service) = service {
+                    self.services.remove(&service);
+                    self.tiers.remove(&service);
+                }
+            }
+        }
+    }
+
+    /// So many notices were lost between an event loop and here.
+    pub(super) fn overrun(&mut self, count: u64) {
+        self.metrics.overrun += count;
+        self.keep_event(now(), None, None, &Body::Lagged { count: Some(count) });
+    }
+
+    fn run(&mut self, at: Instant, service: &Arc<str>, number: RunNumber, command: &'static str, body: Body) {
+        let json = self.keep_event(at, Some(Arc::clone(service)), Some((number, command)), &body);
+        let run = self.runs.entry(number).or_insert_with(|| RunState {
+            service: Arc::clone(service),
+            command,
+            events: Vec::new(),
+            left_out: 0,
+            finished: None,
+        });
+        let last = matches!(body, Body::RunFinished { .. });
+        if run.events.len() < RUN_EVENTS || last {
+            run.events.push(json);
+        } else {
+            run.left_out += 1;
+        }
+        let restart = command == "restart";
+        let state = self.services.entry(Arc::clone(service)).or_default();
+        if restart && !last {
+            state.restart = Some(number);
+        }
+        if last {
+            if restart {
+                state.restart = state.restart.filter(|running| *running != number);
+                state.last_restart = Some(number);
+            }
+            run.finished = Some(body);
+            self.finished.push_back(number);
+            if self.finished.len() > FINISHED_RUNS
+                && let Some(oldest) = self.finished.pop_front()
+            {
+                self.runs.remove(&oldest);
+            }
+        }
+    }
+
+    fn keep_event(
+        &mut self,
+        at: Instant,
+        service: Option<Arc<str>>,
+        run: Option<(RunNumber, &'static str)>,
+        body: &Body,
+    ) -> Arc<str> {
+        self.seq += 1;
+        let counted = run.map(|(number, command)| (number.0, command));
+        self.metrics.count(service.as_ref(), counted, at.as_nanos(), body);
+        let run = run.map(|(number, _)| self.run_id(number));
+        let json = text(&Event::new(self.seq, at, service.as_deref(), run.as_deref(), body));
+        self.bytes += json.len();
+        self.history.push_back(Kept { seq: self.seq, service, kind: body.kind(), json: Arc::clone(&json) });
+        self.shorten();
+        self.head.send_replace(self.seq);
+        json
+    }
+
+    fn shorten(&mut self) {
+        while self.history.len() > self.most || (self.bytes > MOST_BYTES && self.history.len() > 1) {
+            let Some(oldest) = self.history.pop_front() else { return };
+            self.bytes -= oldest.json.len();
+        }
+    }
+
+    /// Where a reader is who says that it has everything up to the event `id`.
+    pub(super) fn cursor(&self, id: Option<&str>) -> Cursor {
+        let Some(id) = id else { return Cursor::Fresh { missed: None } };
+        match self.number(id) {
+            Some(seq) if seq <= self.seq => Cursor::After(seq),
+            _ => Cursor::Fresh { missed: Some(None) },
+        }
+    }
+
+    /// What a reader gets next: at most `most` events, and where it is then.
+    pub(super) fn read(
+        &mut self,
+        cursor: &Cursor,
+        most: usize,
+        may_see: impl Fn(&str) -> bool,
+    ) -> (Vec<Kept>, Cursor) {
+        let after = match cursor {
+            Cursor::Fresh { missed } => return (self.fresh(*missed, may_see), Cursor::After(self.seq)),
+            Cursor::After(seq) => *seq,
+        };
+        let oldest = self.history.front().map_or(self.seq + 1, |kept| kept.seq);
+        if after + 1 < oldest {
+            let missed = self.seq - after;
+            self.metrics.lagged += missed;
+            return (self.fresh(Some(Some(missed)), may_see), Cursor::After(self.seq));
+        }
+        // Sequence numbers have no gaps, so the place is known.
+        let skip = usize::try_from(after + 1 - oldest).unwrap_or(usize::MAX);
+        let mut last = after;
+        let mut events = Vec::new();
+        for kept in self.history.iter().skip(skip).take(most) {
+            last = kept.seq;
+            if kept.service.as_deref().is_none_or(&may_see) {
+                events.push(kept.clone());
+            }
+        }
+        (events, Cursor::After(last))
+    }
+
+    /// What begins a stream, or goes on after a gap.
+    fn fresh(&self, missed: Option<Option<u64>>, may_see: impl Fn(&str) -> bool) -> Vec<Kept> {
+        let private = |at: Instant, service: Option<&Arc<str>>, body: &Body| Kept {
+            seq: self.seq,
+            service: service.cloned(),
+            kind: body.kind(),
+            json: text(&Event::new(self.seq, at, service.map(|name| &**name), None, body)),
+        };
+        let lagged = missed.map(|count| private(now(), None, &Body::Lagged { count }));
+        let snapshots = self.services.iter().filter(|(name, _)| may_see(name)).filter_map(|(name, state)| {
+            state.snapshot.as_ref().map(|(at, body)| private(*at, Some(name), body))
+        });
+        lagged.into_iter().chain(snapshots).collect()
+    }
+
+    /// A service in short.
+    pub(super) fn summary(&self, name: &str, can_restart: bool) -> ServiceSummary {
+        let state = self.services.get(name);
+        let snapshot = state.and_then(|state| state.snapshot.as_ref());
+        let tier = self.tiers.get(name);
+        let run = |number: RunNumber| self.run_id(number);
+        ServiceSummary {
+            name: name.to_owned(),
+            verdict: self.verdict(name).to_owned(),
+            tier: tier.map_or("poll", |(tier, _)| tier).to_owned(),
+            shortfall: tier.and_then(|(_, shortfall)| shortfall.clone()),
+            looked_mono_ns: snapshot.map(|(at, _)| at.as_nanos()),
+            can_restart,
+            run: state.and_then(|state| state.restart).map(run),
+            last_run: state.and_then(|state| state.last_restart).map(run),
+        }
+    }
+
+    fn verdict(&self, name: &str) -> &'static str {
+        let snapshot = self.services.get(name).and_then(|state| state.snapshot.as_ref());
+        snapshot.and_then(|(_, body)| body.verdict()).unwrap_or("unknown")
+    }
+
+    /// A service with what the last look found.
+    pub(super) fn service(&self, name: &str, can_restart: bool) -> ServiceDocument {
+        let snapshot = self.services.get(name).and_then(|state| state.snapshot.as_ref());
+        ServiceDocument {
+            summary: self.summary(name, can_restart),
+            snapshot: snapshot.map(|(_, body)| body.clone()),
+        }
+    }
+
+    /// A run, unless it is unknown or may not be seen.
+    pub(super) fn run_document(&self, id: &str, may_see: impl Fn(&str) -> bool) -> Option<RunDocument> {
+        let run = self.runs.get(&RunNumber(self.number(id)?)).filter(|run| may_see(&run.service))?;
+        let mut document = RunDocument {
+            run: id.to_owned(),
+            service: run.service.to_string(),
+            command: run.command.to_owned(),
+            state: "running".to_owned(),
+            outcome: None,
+            exit_code: None,
+            detail: None,
+            took_us: None,
+            // It was made from a value a moment ago.
+            events: run.events.iter().filter_map(|json| serde_json::from_str::<Value>(json).ok()).collect(),
+            events_left_out: run.left_out,
+        };
+        if let Some(Body::RunFinished { outcome, exit_code, detail, took_us, .. }) = &run.finished {
+            "finished".clone_into(&mut document.state);
+            document.outcome = Some((*outcome).to_owned());
+            document.exit_code = Some(*exit_code);
+            document.detail.clone_from(detail);
+            document.took_us = Some(*took_us);
+        }
+        Some(document)
+    }
+
+    /// The text of `GET /metrics`.
+    pub(super) fn metrics_text(&self, names: &[Arc<str>], clients: usize, sees_all: bool) -> String {
+        let gauges: Vec<ServiceGauge<'_>> = names
+            .iter()
+            .map(|name| ServiceGauge {
+                name,
+                verdict: self.verdict(name),
+                tier: self.tiers.get(name).map_or("poll", |(tier, _)| tier),
+            })
+            .collect();
+        self.metrics.text(&gauges, clients, sees_all)
+    }
+
+    /// The lowest tier of all services.
+    pub(super) fn lowest_tier(&self) -> &'static str {
+        let has = |wanted: &str| self.tiers.values().any(|(tier, _)| *tier == wanted);
+        ["poll", "netlink"].into_iter().find(|tier| has(tier)).unwrap_or(if has("ebpf") {
+            "ebpf"
+        } else {
+            "poll"
+        })
+    }
+}
+
+fn text(event: &Event<'_>) -> Arc<str> {
+    // Text keys and finite numbers: there is nothing in it that JSON cannot say.
+    serde_json::to_string(event).unwrap_or_else(|_| "{}".to_owned()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lost(count: u64, service: Option<&str>) -> Notice {
+        let what = What::Event(Body::EventsLost { count });
+        Notice { at: Instant::from_nanos(count), service: service.map(Arc::from), what }
+    }
+
+    fn hub(most: usize) -> Hub {
+        Hub::new("e".to_owned(), NonZeroUsize::new(most).expect("not zero"))
+    }
+
+    fn seqs(events: &[Kept]) -> Vec<u64> {
+        events.iter().map(|kept| kept.seq).collect()
+    }
+
+    #[test]
+    fn a_reader_that_comes_back_gets_what_it_missed() {
+        let mut hub = hub(10);
+        (1..=5).for_each(|count| hub.take(lost(count, None)));
+        let cursor = hub.cursor(Some("e-2"));
+        let (events, cursor) = hub.read(&cursor, 2, |_| true);
+        assert_eq!((seqs(&events), &cursor), (vec![3, 4], &Cursor::After(4)));
+        let (events, cursor) = hub.read(&cursor, 2, |_| true);
+        assert_eq!((seqs(&events), &cursor), (vec![5], &Cursor::After(5)));
+        assert_eq!(hub.read(&cursor, 2, |_| true), (Vec::new(), Cursor::After(5)));
+    }
+
+    impl PartialEq for Kept {
+        fn eq(&self, other: &Self) -> bool {
+            self.json == other.json
+        }
+    }
+
+    #[test]
+    fn a_reader_that_was_away_for_too_long_is_told_how_much_it_missed() {
+        let mut hub = hub(3);
+        (1..=9).for_each(|count| hub.take(lost(count, None)));
+        let cursor = hub.cursor(Some("e-2"));
+        let (events, cursor) = hub.read(&cursor, 10, |_| true);
+        assert_eq!(events[0].kind, "lagged");
+        assert!(events[0].json.contains("\"count\":7"), "{}", events[0].json);
+        assert_eq!(cursor, Cursor::After(9));
+        assert_eq!(hub.metrics.lagged, 7);
+    }
+
+    #[test]
+    fn events_of_another_sidecar_or_of_the_future_cannot_be_resumed() {
+        let mut hub = hub(3);
+        hub.take(lost(1, None));
+        for id in ["other-1", "e-2", "e-", "x", "e-99999999999999999999999"] {
+            assert_eq!(hub.cursor(Some(id)), Cursor::Fresh { missed: Some(None) }, "{id}");
+        }
+        assert_eq!(hub.cursor(None), Cursor::Fresh { missed: None });
+    }
+
+    #[test]
+    fn nobody_sees_the_events_of_what_it_may_not_see() {
+        let mut hub = hub(10);
+        hub.take(lost(1, Some("mine")));
+        hub.take(lost(2, Some("theirs")));
+        hub.take(lost(3, None));
+        let (events, cursor) = hub.read(&Cursor::After(0), 10, |name| name == "mine");
+        assert_eq!((seqs(&events), cursor), (vec![1, 3], Cursor::After(3)));
+    }
+
+    #[test]
+    fn runs_that_ended_are_forgotten_in_the_end() {
+        let mut hub = hub(10);
+        let finished =
+            || Body::finished(std::time::Duration::ZERO, crate::runtime::Tier::Poll, "restarted", 0, None);
+        for number in 0..300 {
+            let what = What::Run(RunNumber(number), "restart", finished());
+            hub.take(Notice { at: now(), service: Some("web".into()), what });
+        }
+        assert!(hub.run_document("e-0", |_| true).is_none());
+        let last = hub.run_document("e-299", |_| true).expect("the last run");
+        assert_eq!((last.state.as_str(), last.exit_code), ("finished", Some(0)));
+        assert!(hub.run_document("e-299", |_| false).is_none(), "it may not be seen");
+        assert_eq!(hub.runs.len(), FINISHED_RUNS);
+    }
+}

@@ -1,0 +1,233 @@
+//! The life of the sidecar: start, reload, end.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, UNIX_EPOCH};
+
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+
+use super::access::Access;
+use super::config::{ApiConfig, Config, ConfigError};
+use super::engines::{Engines, Outlet};
+use super::hub::Hub;
+use super::server::{self, Shared};
+use crate::runtime::daemon::{self, Notify, UnixSocketError};
+use crate::runtime::netns::NetnsError;
+use crate::runtime::{RuntimeError, now, wall_clock};
+
+/// How long the event loops may take to tell of their end.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// The sidecar cannot start, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SidecarError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The sources of facts cannot be had.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// A network namespace cannot be entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The services cannot be guarded as they are configured, in words.
+    #[error("{0}")]
+    Services(String),
+    /// Nobody could ask.
+    #[error(transparent)]
+    Socket(#[from] UnixSocketError),
+    /// A thread or its event loop cannot be had.
+    #[error("cannot start an event loop: {0}")]
+    Thread(#[source] std::io::Error),
+    /// The sidecar's own descriptors failed.
+    #[error("cannot {operation}: {source}")]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// An event loop has ended.
+    #[error("an event loop has ended; see the log")]
+    LoopEnded,
+}
+
+fn system(operation: &'static str) -> impl Fn(std::io::Error) -> SidecarError {
+    move |source| SidecarError::System { operation, source }
+}
+
+/// Runs the sidecar until it is asked to stop. Needs a running tokio reactor
+/// with timers.
+///
+/// # Errors
+///
+/// See [`SidecarError`].
+pub async fn serve(path: &Path) -> Result<(), SidecarError> {
+    let config = Config::load(path)?;
+    if let Err(error) = daemon::raise_descriptor_limit() {
+        warn!(%error, "keeping the soft limit on descriptors");
+    }
+    let manager = daemon::service_manager().map_err(system("find the service manager's socket"))?;
+    let mut signals = Signals::new().map_err(system("handle signals"))?;
+    let ApiConfig { socket, mode, group, clients, history } = config.api.clone();
+    // Nobody is kept waiting at a socket that is not served: it comes before
+    // the loading, and its backlog holds whoever comes early.
+    let (listener, was_handed_over) = daemon::listen(&socket, mode, group)?;
+    let listener = UnixListener::from_std(listener).map_err(system("serve the socket"))?;
+    let remove = Remove((!was_handed_over).then_some(socket));
+    let (mut engines, outlet) = Engines::new(config.observer.clone());
+    engines.configure(&config).await?;
+    if let Err(error) = daemon::give_up_capabilities() {
+        warn!(%error, "keeping capabilities that are not needed");
+    }
+    let access = Access::new(&config, daemon::own_user());
+    let shared = Arc::new(Shared::new(Hub::new(epoch(), history), access, engines, clients.get()));
+    let Outlet { notices, overrun, mut broken } = outlet;
+    let hub = tokio::spawn(feed(Arc::clone(&shared), notices, overrun));
+    let mut sidecar = Sidecar { path: path.to_owned(), config, shared, manager };
+    sidecar.tell(&format!("READY=1\nSTATUS={}", sidecar.status()));
+    info!(services = sidecar.config.services.len(), "serving");
+    let watchdog = daemon::watchdog_interval();
+    let mut feeding = watchdog.map(tokio::time::interval);
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => server::take(&sidecar.shared, stream),
+                Err(error) => {
+                    // Out of descriptors, most likely: whoever waits is served when there are some again.
+                    warn!(%error, "cannot accept a connection");
+                    tokio::task::yield_now().await;
+                }
+            },
+            _ = signals.reload.recv() => sidecar.reload().await,
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
+            () = tick(&mut feeding) => sidecar.feed_watchdog().await,
+            Some(()) = broken.recv() => return Err(SidecarError::LoopEnded),
+        }
+    }
+    sidecar.tell("STOPPING=1");
+    info!("stopping");
+    drop(remove);
+    // The loops end when nobody can ask them any more, and tell what they leave.
+    sidecar.shared.engines.write().await.close();
+    let _late = tokio::time::timeout(FAREWELL, hub).await;
+    Ok(())
+}
+
+/// What tells this sidecar's events from those of the one before.
+fn epoch() -> String {
+    let since = wall_clock(now()).duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{:x}", since.as_millis())
+}
+
+/// Takes what the event loops tell to the hub, until the last of them has ended.
+async fn feed(
+    shared: Arc<Shared>,
+    mut notices: tokio::sync::mpsc::Receiver<super::hub::Notice>,
+    overrun: Arc<std::sync::atomic::AtomicU64>,
+) {
+    while let Some(notice) = notices.recv().await {
+        let mut hub = shared.hub();
+        let lost = overrun.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            hub.overrun(lost);
+        }
+        hub.take(notice);
+    }
+}
+
+async fn tick(interval: &mut Option<tokio::time::Interval>) {
+    match interval {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// The socket that this sidecar made goes with it.
+struct Remove(Option<PathBuf>);
+
+impl Drop for Remove {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.take().map(std::fs::remove_file) {
+            warn!(%error, "the socket stays behind; the next sidecar replaces it");
+        }
+    }
+}
+
+struct Signals {
+    reload: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            reload: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
+struct Sidecar {
+    path: PathBuf,
+    config: Config,
+    shared: Arc<Shared>,
+    manager: Option<Notify>,
+}
+
+impl Sidecar {
+    fn tell(&self, lines: &str) {
+        if let Some(Err(error)) = self.manager.as_ref().map(|manager| manager.send(lines)) {
+            warn!(%error, "the service manager was not told");
+        }
+    }
+
+    fn status(&self) -> String {
+        let count = self.config.services.len();
+        let plural = if count == 1 { "" } else { "s" };
+        format!("guards {count} service{plural}")
+    }
+
+    /// A loop that hangs does not answer, and then the watchdog is not fed.
+    async fn feed_watchdog(&self) {
+        if self.shared.engines.read().await.all_alive() {
+            self.tell("WATCHDOG=1");
+        }
+    }
+
+    /// Takes up the configuration again. When it cannot be used, the old one holds.
+    async fn reload(&mut self) {
+        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", now().as_nanos() / 1000));
+        match self.try_reload().await {
+            Ok(()) => {
+                info!(services = self.config.services.len(), "the configuration was taken up again");
+                self.tell(&format!("READY=1\nSTATUS={}", self.status()));
+            }
+            Err(error) => {
+                error!(%error, "the configuration was not taken up, the old one holds");
+                self.tell(&format!(
+                    "READY=1\nSTATUS={}; the new configuration is wrong: {error}",
+                    self.status()
+                ));
+            }
+        }
+    }
+
+    async fn try_reload(&mut self) -> Result<(), SidecarError> {
+        let new = Config::load(&self.path)?;
+        if new.observer != self.config.observer || new.api.socket != self.config.api.socket {
+            warn!("the tier and the socket are taken up only by a restart of the sidecar");
+        }
+        self.shared.engines.write().await.configure(&new).await?;
+        self.shared.set_access(Access::new(&new, daemon::own_user()), new.api.clients.get());
+        self.shared.hub().keep(new.api.history);
+        self.config = new;
+        Ok(())
+    }
+}
