@@ -2,12 +2,18 @@
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use crate::lines::Lines;
 use crate::process::{PidFd, Proc};
+
+/// Read while a process is made. Between fork and exec it has every descriptor of this one, also those
+/// of other tests: a socket that was closed meanwhile still has its port. Whoever must not have that
+/// holds it for writing.
+pub(crate) static FORKING: RwLock<()> = RwLock::new(());
 
 /// A child process. It is killed when this is dropped, and when the thread
 /// that started it dies.
@@ -52,8 +58,10 @@ impl Child {
         unsafe {
             command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
         }
+        let forking = FORKING.read().unwrap_or_else(PoisonError::into_inner);
         let mut inner =
             spawn(&mut command).unwrap_or_else(|error| panic!("start {name} as {command:?}: {error}"));
+        drop(forking);
         let pid = inner.id().cast_signed();
         Self {
             name: name.to_owned(),

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -11,6 +12,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
 
+use crate::child::FORKING;
 use crate::process::{PidFd, reap};
 
 /// The private network namespace of the current thread. Dropping it ends every
@@ -40,6 +42,7 @@ impl Netns {
     /// # Panics
     /// When not even port 0 can be bound.
     pub fn free_port(&self) -> u16 {
+        let _nobody_keeps_it = FORKING.write().unwrap_or_else(PoisonError::into_inner);
         let fd = socket(IpAddr::V4(Ipv4Addr::UNSPECIFIED), false).expect("a TCP socket");
         socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))))
             .expect("bind port 0");

@@ -5,17 +5,18 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
-use guard_core::gate::{Gate, Hint, JudgedHolder, Outcome};
-use guard_core::model::{Instant, ProcessId, Unit, Verdict};
+use guard_core::gate::{Gate, Hint, Outcome};
+use guard_core::model::{Instant, ProcessId, Unit};
 use guard_core::policy::Reason;
 use guard_core::restart::UnitDetails;
 use guard_core::timeline::Entry;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use self::judged::{decision, how, refused_owner, rival, whys};
+use self::judged::{how, refused_owner, rival, whys};
+use self::looked::{endpoint, snapshot};
 use self::lost_bind::{BindFailedBody, bind_failed};
-use self::sockets::{BindBody, HolderBody, SocketBody, bind, holder, socket_body};
+use self::sockets::{BindBody, HolderBody, SocketBody, socket_body};
 use super::notes::Note;
 use super::unit::{self, UnitBody};
 use super::words::{self, Context};
@@ -23,6 +24,7 @@ use crate::runtime::Tier;
 use crate::runtime::{Sink, wall_clock};
 
 mod judged;
+mod looked;
 mod lost_bind;
 mod sockets;
 
@@ -573,60 +575,4 @@ fn micros(span: Duration) -> f64 {
 
 fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn endpoint(spec: &guard_core::model::BindSpec) -> Endpoint {
-    Endpoint {
-        address: spec.address,
-        port: spec.port.get(),
-        v6only: spec.v6only,
-        reuse_address: spec.reuse_address,
-        reuse_port: spec.reuse_port,
-    }
-}
-
-fn snapshot(gate: &Gate, holders: &[JudgedHolder], tier: Tier, took: Option<Duration>) -> Snapshot {
-    let verdicts = gate.verdicts();
-    let whole = words::overall(&verdicts);
-    let (reason, transient) = match whole {
-        Verdict::Unknown { reason, .. } => (Some(words::unknown(reason)), Some(reason.is_transient())),
-        Verdict::Busy { holders } if holders.is_empty() && gate.decision().is_some() => {
-            (Some(super::human::NOBODY.to_owned()), None)
-        }
-        Verdict::Busy { .. } | Verdict::Free => (None, None),
-    };
-    let prospects = gate.prospects();
-    let endpoints = gate
-        .plan()
-        .endpoints
-        .iter()
-        .zip(&verdicts)
-        .enumerate()
-        .map(|(index, (spec, verdict))| EndpointVerdict {
-            binds: prospects.get(index).into_iter().flatten().map(bind).collect(),
-            endpoint: endpoint(spec),
-            verdict: words::verdict_word(verdict),
-            reason: match verdict {
-                Verdict::Unknown { reason, .. } => Some(words::unknown(reason)),
-                Verdict::Busy { .. } | Verdict::Free => None,
-            },
-        })
-        .collect();
-    // The gate may have opened since this look: its holders were in the way then.
-    let was_busy = matches!(whole, Verdict::Free) && holders.iter().any(|judged| judged.holder.certain);
-    Snapshot {
-        verdict: if was_busy { "busy" } else { words::verdict_word(whole) },
-        reason,
-        transient,
-        tier: tier.name(),
-        endpoints,
-        holders: holders.iter().map(holder).collect(),
-        holders_left_out: 0,
-        decision: match whole {
-            _ if gate.plan().goal == guard_core::gate::Goal::Wait => None,
-            Verdict::Free => None,
-            Verdict::Busy { .. } | Verdict::Unknown { .. } => gate.decision().map(decision),
-        },
-        took_us: took.map(micros),
-    }
 }
