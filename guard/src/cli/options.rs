@@ -170,7 +170,8 @@ impl TierOptions {
             TierName::Netlink => TierChoice::Only(Tier::Netlink),
             TierName::Poll => TierChoice::Only(Tier::Poll),
         };
-        let tuning = Tuning { poll_interval: self.poll_interval, event_buffer: self.event_buffer };
+        let tuning =
+            Tuning { poll_interval: self.poll_interval, event_buffer: self.event_buffer, standing: false };
         let mut session = Session::open(choice, endpoints, tuning)?;
         match self.require_tier {
             Some(RequiredTier::Ebpf) => session.require(Tier::Ebpf).await?,

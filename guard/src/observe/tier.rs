@@ -464,7 +464,7 @@ fn load(watches: &[Watch], lookups: &HandOver, tuning: Tuning) -> Result<Bpf, Ti
         .map_or(defaults.ring_bytes, |bytes| bytes.checked_next_power_of_two().unwrap_or(1 << 31));
     let mut bpf = Bpf::load(&BpfOptions {
         ports: watches.to_vec(),
-        failed_binds: FailedBinds::AtAnyCost,
+        failed_binds: if tuning.standing { FailedBinds::WhereCheap } else { FailedBinds::AtAnyCost },
         ring_bytes,
         log: cfg!(debug_assertions),
         ..defaults

@@ -12,10 +12,13 @@ pub struct Tuning {
     /// each its default. A busy port with a strict bind fills it fastest; what
     /// does not fit is lost, counted, and leads to a fresh look.
     pub event_buffer: Option<u32>,
+    /// It watches for longer than a run: what costs the rest of the machine
+    /// something is left out.
+    pub standing: bool,
 }
 
 impl From<Duration> for Tuning {
     fn from(poll_interval: Duration) -> Self {
-        Self { poll_interval, event_buffer: None }
+        Self { poll_interval, event_buffer: None, standing: false }
     }
 }

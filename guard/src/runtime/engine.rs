@@ -38,7 +38,9 @@ use super::asker;
 use super::doors::Doors;
 use super::{Alarm, FOLLOW_RECHECK, RuntimeError, in_loop, now};
 use crate::act::{Command, CommandError};
-use crate::observe::{ExitWatch, Looker, Observer, OwnerSource, Tier, TierChoice, Watched, read_table};
+use crate::observe::{
+    ExitWatch, Looker, Observer, OwnerSource, Tier, TierChoice, Tuning, Watched, read_table,
+};
 
 /// From SIGKILL until a process counts as unkillable.
 const CONFIRM: Duration = Duration::from_secs(5);
@@ -99,7 +101,8 @@ impl<W: Witness> Engine<W> {
             .map(|service| (Arc::clone(&service.name), Standing::new(Arc::new(service))))
             .collect();
         let watched = watched(services.values().map(|standing| &standing.service));
-        let (mut observer, owners) = Observer::start(sources.choice, &watched, sources.poll_interval.into())?;
+        let tuning = Tuning { standing: true, ..sources.poll_interval.into() };
+        let (mut observer, owners) = Observer::start(sources.choice, &watched, tuning)?;
         observer.upgrade_now().await;
         if let Some(required) = sources.require {
             observer.require(required).await?;
