@@ -10,6 +10,7 @@ use super::exit::Exit;
 use super::options::{NetnsOptions, OutputOptions};
 use crate::kernel::bpf::{Bpf, BpfError, BpfOptions, FailedBinds, Loss, OwnerLookup};
 use crate::kernel::features::{self, Answer, Feature};
+use crate::kernel::remedies;
 use crate::runtime::{Tier, now};
 
 /// Rehearses every feature for real and says which tier this machine gives.
@@ -40,6 +41,8 @@ struct FeatureBody {
     used_for: &'static str,
     answer: &'static str,
     because: Option<String>,
+    /// What gives it, when it is missing.
+    remedy: Option<String>,
 }
 
 impl Doctor {
@@ -123,7 +126,8 @@ fn body(feature: Feature) -> FeatureBody {
         Answer::No { because } => ("no", Some(because)),
         Answer::CouldNotTell { because } => ("could_not_tell", Some(because)),
     };
-    FeatureBody { name: feature.name, used_for: feature.used_for, answer, because }
+    let remedy = if answer == "no" { remedies::remedy(feature.name) } else { None };
+    FeatureBody { name: feature.name, used_for: feature.used_for, answer, because, remedy }
 }
 
 fn describe(report: &Report) -> String {
@@ -150,6 +154,7 @@ fn describe(report: &Report) -> String {
         };
         let because = feature.because.as_deref().map(|because| format!(": {because}")).unwrap_or_default();
         lines.push(format!("  {:width$}  {answer}  ({}){because}", feature.name, feature.used_for));
+        lines.extend(feature.remedy.as_deref().map(|remedy| format!("  {:width$}      {remedy}", "")));
     }
     lines.join("\n") + "\n"
 }

@@ -21,6 +21,7 @@ pub mod notify;
 pub mod pidfd;
 pub mod privileges;
 pub mod procfs;
+pub mod remedies;
 pub mod sock_diag;
 pub mod unix_socket;
 

@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use guard_core::model::NetnsInode;
+use guard_core::model::{NetnsInode, Tgid};
 use nix::errno::Errno;
 use nix::libc::{O_NOCTTY, O_NONBLOCK};
 use nix::sched::{CloneFlags, setns};
@@ -57,6 +57,20 @@ pub enum NetnsError {
 /// When `/proc` is not mounted or is another PID namespace's.
 pub fn current() -> Result<NetnsInode, NetnsError> {
     let path = Path::new(THREAD_NETNS);
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(NetnsInode(metadata.ino())),
+        Err(source) => Err(sort_out("reading", path, source)),
+    }
+}
+
+/// The network namespace that the main thread of `process` lives in.
+///
+/// # Errors
+///
+/// When the process has ended, or may not be looked into.
+pub fn of(process: Tgid) -> Result<NetnsInode, NetnsError> {
+    let path = format!("/proc/{process}/ns/net");
+    let path = Path::new(&path);
     match fs::metadata(path) {
         Ok(metadata) => Ok(NetnsInode(metadata.ino())),
         Err(source) => Err(sort_out("reading", path, source)),

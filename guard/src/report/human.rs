@@ -57,8 +57,9 @@ impl<W: Write> Human<W> {
 
     /// What there is to add.
     pub fn note(&mut self, note: &Note) {
+        // The verdict has said so already.
         if note.text != NOBODY {
-            self.line(&format!("advice: {}", note.text));
+            self.line(&format!("note: {}", note.text));
         }
         for command in &note.commands {
             self.line(&format!("  run: {command}"));

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use guard_core::gate::{Gate, JudgedHolder, Outcome};
 use guard_core::inquiry::{Elsewhere, Inquiry, TableSource};
-use guard_core::model::{Port, TcpState, Verdict};
+use guard_core::model::{Port, TcpState, Tgid, Verdict};
 use guard_core::source_ports::Reservation;
 use guard_core::timeline::Entry;
 
@@ -27,7 +27,7 @@ pub struct Note {
 /// What there is to add to a look.
 pub fn of_look(gate: &Gate) -> Vec<Note> {
     let nobody = unseen_ports(gate).into_iter().map(|port| nobody(&surroundings::inquire(port)));
-    nobody.chain(reservations(gate)).collect()
+    nobody.chain(residents(gate)).chain(reservations(gate)).collect()
 }
 
 /// What there is to add to the end of a run.
@@ -49,6 +49,26 @@ pub fn of_entry(gate: &Gate, entry: &Entry) -> Vec<Note> {
         Some(first) if std::ptr::eq(first, entry) => reservations(gate),
         _ => Vec::new(),
     }
+}
+
+/// Owners that live in another network namespace than the sockets they have.
+fn residents(gate: &Gate) -> Option<Note> {
+    let owners: BTreeSet<Tgid> =
+        gate.holders().iter().flat_map(|judged| &judged.owners).map(|owner| owner.id.tgid).collect();
+    let elsewhere = |&owner: &Tgid| Some((owner, surroundings::lives_elsewhere(owner)?));
+    let details: Vec<String> = owners
+        .iter()
+        .filter_map(elsewhere)
+        .map(|(owner, netns)| {
+            format!("pid {owner} lives in another network namespace ({netns}) and has a socket in this one")
+        })
+        .collect();
+    (!details.is_empty()).then(|| Note {
+        code: "owner_elsewhere",
+        text: "a holder belongs to a process of another network namespace".to_owned(),
+        details,
+        commands: Vec::new(),
+    })
 }
 
 fn reservations(gate: &Gate) -> Vec<Note> {

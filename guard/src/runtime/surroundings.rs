@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 
 use guard_core::inquiry::{Elsewhere, Inquiry, Others, TableSource};
-use guard_core::model::{Port, SocketInode, Unseen};
+use guard_core::model::{NetnsInode, Port, SocketInode, Tgid, Unseen};
 use guard_core::source_ports::Reservation;
 use tracing::debug;
 
 use crate::kernel::elsewhere;
 use crate::kernel::features::{self, Answer};
+use crate::kernel::netns;
 use crate::kernel::procfs;
 
 /// How to keep `port` from being given to clients; `None` when it is not, or
@@ -19,6 +20,17 @@ pub fn reservation(port: Port) -> Option<Reservation> {
         Ok(ports) => ports.advice(port),
         Err(error) => {
             debug!(%error, "cannot tell which source ports clients are given");
+            None
+        }
+    }
+}
+
+/// The network namespace that a process lives in, when it is not the guarded one.
+pub fn lives_elsewhere(process: Tgid) -> Option<NetnsInode> {
+    match (netns::current(), netns::of(process)) {
+        (Ok(here), Ok(there)) => (here != there).then_some(there),
+        (Err(error), _) | (_, Err(error)) => {
+            debug!(%error, pid = process.0, "cannot tell which network namespace a process lives in");
             None
         }
     }
@@ -43,7 +55,7 @@ pub fn inquire(port: Port) -> Inquiry {
     }
 }
 
-fn comm(tgid: guard_core::model::Tgid) -> String {
+fn comm(tgid: Tgid) -> String {
     // Gone since the scan: its number is all that is left.
     procfs::process(tgid).ok().flatten().map(|process| process.comm).unwrap_or_default()
 }

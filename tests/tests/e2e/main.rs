@@ -6,6 +6,7 @@ mod bench;
 mod binds;
 mod conflicts;
 mod crash;
+mod doctor;
 mod ending;
 mod evicting;
 mod exit_codes;

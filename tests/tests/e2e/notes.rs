@@ -13,6 +13,7 @@ each_tier!(
     advice_for_a_person,
     nobody_visible,
     listener_in_another_namespace_is_a_hint,
+    owner_in_another_namespace_is_told,
 );
 
 const HERE: &str = "127.0.0.1";
@@ -113,7 +114,7 @@ fn advice_for_a_person(world: &World) {
     for part in [
         format!("ESTABLISHED {HERE}:{port} to "),
         format!("pid {} (standin", client.id().pid),
-        format!("advice: port {port} lies in net.ipv4.ip_local_port_range ("),
+        format!("note: port {port} lies in net.ipv4.ip_local_port_range ("),
         format!("  run: sysctl -w net.ipv4.ip_local_reserved_ports={port}"),
         "/etc/sysctl.d/".to_owned(),
     ] {
@@ -176,4 +177,21 @@ fn listener_in_another_namespace_is_a_hint(world: &World) {
     assert!(told, "{finished}");
     assert_eq!(note.commands(), [format!("portguard status --netns pid:{pid} --port {port}")], "{finished}");
     assert!(other.all_alive() && !other.termed(), "{finished}");
+}
+
+/// Its socket is here, it lives elsewhere.
+fn owner_in_another_namespace_is_told(world: &World) {
+    let port = world.port();
+    let old = world.standin("--move-away").listen(HERE, port).start();
+    let finished = status(world, port).expect(1);
+    let [note] = finished.notes("owner_elsewhere")[..] else { panic!("one such note\n{finished}") };
+    let [detail] = note.details()[..] else { panic!("one owner\n{finished}") };
+    assert!(
+        detail.starts_with(&format!("pid {} lives in another network namespace", old.id().pid)),
+        "{finished}"
+    );
+    let port = world.port();
+    let _here = world.standin("").listen(HERE, port).start();
+    let finished = status(world, port).expect(1);
+    assert!(finished.notes("owner_elsewhere").is_empty(), "{finished}");
 }
