@@ -37,9 +37,12 @@ impl Free {
             drain: self.ending.drain,
         };
         let mut output = Output::new(context, self.output.json, verbose, Box::new(std::io::stdout()));
+        // One request has one time, however often its port is looked at.
+        let mut requested = None;
         if units::may_respawn() {
             let mut plan = options::plan_to_rehearse(endpoints.clone(), &self.rules, &self.ending, &session)?;
             units::ask(&mut plan).await;
+            requested = Some(plan.asker.clone());
             let gate = session.run(plan, &mut output).await?;
             let supervised = units::respawning(&gate).await;
             if !supervised.is_empty() {
@@ -57,6 +60,9 @@ impl Free {
             return Ok(exit);
         }
         let mut plan = options::plan_to_free(endpoints, &self.rules, &self.ending, &session)?;
+        if let Some(asker) = requested {
+            plan.asker = asker;
+        }
         units::ask(&mut plan).await;
         let gate = session.run(plan, &mut output).await?;
         let Some(outcome) = gate.outcome() else { return Ok(Exit::Unknown) };

@@ -12,7 +12,7 @@ use guard_core::gate::{Gate, Outcome};
 use guard_core::model::Instant;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::exit::Exit;
+use super::exit::{Exit, UsageError};
 use super::free::rehearsed;
 use super::options::{self, BindOptions, EndingOptions, OutputOptions, TierOptions};
 use super::output::Output;
@@ -62,6 +62,11 @@ pub(super) struct Restart {
 impl Restart {
     pub(super) async fn run(mut self, verbose: bool) -> anyhow::Result<Exit> {
         if let Some(name) = self.unit.name() {
+            if self.preset.preset().is_some() {
+                let why = "--preset goes with a command: a UNIT has its own processes and ports; its exit code is \
+                           given by --already-running-code";
+                return Err(UsageError(why.to_owned()).into());
+            }
             return self.run_unit(&name, verbose).await;
         }
         self.rules = self.rules.with_preset(self.preset.preset());

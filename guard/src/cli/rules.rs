@@ -71,6 +71,7 @@ impl RuleOptions {
             cgroups: self.cgroup.clone(),
             units: self.unit.iter().map(|name| unit_rule(name)).collect(),
             any_owner: self.any_owner,
+            spare_services: false,
         }
     }
 }

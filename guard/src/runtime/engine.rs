@@ -315,6 +315,10 @@ impl<W: Witness> Engine<W> {
             starting.looking = false;
             let Fact::SnapshotTaken(snapshot) = &fact else { continue };
             if let Some(found) = run.found(snapshot) {
+                if let Some(why) = run.stranger(snapshot, found) {
+                    self.finish(asked.key, |_| End::StartFailed(why));
+                    continue;
+                }
                 let (step, pid, text) = found_words(found);
                 self.witness.step(&run.info, snapshot.ended, step, pid, text);
                 self.finish(asked.key, |_| End::Restarted(found));

@@ -148,6 +148,8 @@ impl Recognise {
             cgroups: self.cgroups.clone(),
             units: Vec::new(),
             any_owner: self.any_owner,
+            // It cannot stop a unit through its manager, who would start a rival.
+            spare_services: true,
         }
     }
 }

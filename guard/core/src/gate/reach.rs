@@ -140,7 +140,14 @@ fn judge_descendant(
     if by_itself.class != Class::Foreign || by_itself.is_for_want_of_evidence() {
         return by_itself;
     }
-    let moved = process.cgroup != root.cgroup && process.unit() != root.unit() && !process.is_unsupervised();
+    // Without a unit on either side the path itself has to tell: a container's lies elsewhere.
+    let unit = process.unit();
+    let same_unit = unit.is_some() && unit == root.unit();
+    let below = match (&process.cgroup, &root.cgroup) {
+        (Some(path), Some(root)) => path == root || (root.len() > 1 && lies_in(path, root)),
+        _ => false,
+    };
+    let moved = !below && !same_unit && !process.is_unsupervised();
     if moved {
         return by_itself;
     }
@@ -187,6 +194,23 @@ mod tests {
             ("/", None),
         ] {
             assert_eq!(own_cgroup(&at(path)), own, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_containers_process_is_not_ended_for_its_descent() {
+        let plan = Plan { reach: Reach::Tree, ..crate::gate::toy::plan(Vec::new()) };
+        let judged = |child: &str, root: &str| {
+            let exe = Seen::Known("/usr/bin/node".to_owned());
+            let child = Process { exe, ..at(child) };
+            judge_descendant(&plan, &child, &at(root), &[child.id].into()).class
+        };
+        for (child, root) in [("/docker/0123", "/"), ("/libpod_parent/x", "/docker/0123"), ("/one", "/one.d")]
+        {
+            assert_eq!(judged(child, root), Class::Foreign, "{child} below {root}");
+        }
+        for (child, root) in [("/one/worker", "/one"), ("/one", "/one"), ("/", "/one")] {
+            assert_eq!(judged(child, root), Class::Stale, "{child} below {root}");
         }
     }
 

@@ -82,7 +82,11 @@ impl Process {
     /// that a terminal or `systemd-run` made, or in the root cgroup. A container's
     /// scope is none of those, nor is a cgroup whose name says nothing.
     pub fn is_unsupervised(&self) -> bool {
-        let Some(path) = self.cgroup.as_deref().filter(|path| *path != "/") else { return true };
+        // In doubt somebody has it in hand.
+        let Some(path) = self.cgroup.as_deref() else { return false };
+        if path == "/" {
+            return true;
+        }
         UnitId::of_cgroup(path).is_some_and(|unit| {
             let name = unit.name.as_str();
             let by_hand = ["session-", "run-", "app-", "tmux-spawn-", "vte-spawn-"];

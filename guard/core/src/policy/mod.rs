@@ -79,7 +79,9 @@ pub fn judge(
     {
         reasons.push(Reason::ExecutableDeleted(path.clone()));
     }
-    let named = reasons.iter().any(|reason| matches!(reason, Reason::NotMatched { field: Field::Unit, .. }));
+    let named = reasons.iter().any(|reason| {
+        matches!(reason, Reason::NotMatched { field: Field::Unit, .. } | Reason::ServiceIsSpared(_))
+    });
     if !recognised
         && !named
         && let Some(service) = process.unit().filter(UnitId::is_service)

@@ -97,6 +97,9 @@ pub enum Reason {
     /// It runs in this service, which the rules do not ask for: who started it,
     /// and would start it again.
     RunsIn(UnitId),
+    /// It runs in this service, and whoever asks cannot stop units:
+    /// see [`Rules::spare_services`](super::Rules::spare_services).
+    ServiceIsSpared(UnitId),
     /// It is recognised, and lives outside of its unit: it was started, or went
     /// on, behind the service manager's back.
     OutsideItsUnit {
@@ -159,6 +162,7 @@ impl Reason {
             Self::UnitIsRestarted(_) => "unit_is_restarted",
             Self::UnitDoesNotRun(..) => "unit_does_not_run",
             Self::RunsIn(_) => "runs_in",
+            Self::ServiceIsSpared(_) => "service_is_spared",
             Self::OutsideItsUnit { .. } => "outside_its_unit",
             Self::Matched { .. } => "matched",
             Self::DescendsFrom(_) => "descends_from",
@@ -185,7 +189,8 @@ impl Reason {
             | Self::UnitStateUnknown(..)
             | Self::UnitIsRestarted(_)
             | Self::UnitDoesNotRun(..)
-            | Self::RunsIn(_) => "unit",
+            | Self::RunsIn(_)
+            | Self::ServiceIsSpared(_) => "unit",
             Self::SameServiceCgroup(_) | Self::OutsideItsUnit { .. } | Self::CgroupIsShared(_) => "cgroup",
             Self::Matched { field, .. } | Self::NotMatched { field, .. } | Self::FieldHidden(field) => {
                 field.name()
@@ -209,7 +214,8 @@ impl Reason {
             | Self::UnitStateUnknown(unit, _)
             | Self::UnitIsRestarted(unit)
             | Self::UnitDoesNotRun(unit, _)
-            | Self::RunsIn(unit) => Some(unit.name.to_string()),
+            | Self::RunsIn(unit)
+            | Self::ServiceIsSpared(unit) => Some(unit.name.to_string()),
             Self::Matched { value, .. } => Some(value.clone()),
             Self::NotMatched { value, .. } => value.clone(),
             Self::ExecutableDeleted(path) => Some(format!("{path} (deleted)")),
@@ -264,6 +270,11 @@ impl fmt::Display for Reason {
                 write!(f, "it is a leftover of {unit}, which is {}", state.name())
             }
             Self::RunsIn(unit) => write!(f, "it runs in {unit}"),
+            Self::ServiceIsSpared(unit) => write!(
+                f,
+                "it runs in {unit}, which its service manager has in hand: portguard restart {} does it",
+                unit.name
+            ),
             Self::OutsideItsUnit { unit, cgroup } => {
                 write!(f, "its cgroup {cgroup} is not that of {unit}: it was started outside its unit")
             }

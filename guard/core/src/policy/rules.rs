@@ -85,6 +85,9 @@ pub struct Rules {
     pub units: Vec<UnitRule>,
     /// Everybody is recognised. Protection still holds.
     pub any_owner: bool,
+    /// Nobody in a service's cgroup is recognised, whatever the other rules say:
+    /// this run cannot stop a unit, and its manager would start a rival.
+    pub spare_services: bool,
 }
 
 /// What one kind of rule says: whether it recognises the process, and why.
@@ -129,8 +132,23 @@ impl Rules {
         self.units.iter().find_map(|rule| rule.has(process))
     }
 
+    /// Whether `process` is the service, by these rules alone; whoever a service
+    /// manager has in hand counts too.
+    pub fn recognises(&self, process: &Process) -> bool {
+        self.by_rules(process).0
+    }
+
     /// The evidence for or against `process` being the service, and whether it is.
     pub(super) fn recognise(&self, process: &Process) -> (bool, Vec<Reason>) {
+        if self.spare_services
+            && let Some(unit) = process.unit().filter(UnitId::is_service)
+        {
+            return (false, vec![Reason::ServiceIsSpared(unit)]);
+        }
+        self.by_rules(process)
+    }
+
+    fn by_rules(&self, process: &Process) -> (bool, Vec<Reason>) {
         if self.any_owner {
             return (true, vec![Reason::AnyOwner]);
         }
@@ -256,9 +274,10 @@ impl Rules {
             return None;
         }
         let value = process.cgroup.clone();
-        let path = value.as_deref().unwrap_or_default();
-        if let Some(glob) = self.cgroups.iter().find(|glob| glob.is_match(path)) {
-            let (rule, value) = (glob.to_string(), path.to_owned());
+        // One that could not be read matches nothing, not even `*`.
+        let matching = |path: &String| self.cgroups.iter().find(|glob| glob.is_match(path));
+        if let Some((glob, path)) = value.as_ref().and_then(|path| Some((matching(path)?, path))) {
+            let (rule, value) = (glob.to_string(), path.clone());
             return Some((true, Reason::Matched { field: Field::Cgroup, rule, value }));
         }
         let rules: Vec<String> = self.cgroups.iter().map(CgroupGlob::to_string).collect();

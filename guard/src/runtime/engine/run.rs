@@ -69,6 +69,14 @@ impl Run {
         }
     }
 
+    /// Whoever listens neither descends from the command nor is recognised as the service.
+    pub(super) fn stranger(&self, snapshot: &Snapshot, found: Follow) -> Option<String> {
+        let Follow::Other(process) = found else { return None };
+        let seen = snapshot.processes.get(&process.tgid).filter(|seen| seen.id == process);
+        let ours = seen.is_some_and(|seen| (self.info.service.rules)().recognises(seen));
+        (!ours).then(|| format!("pid {process} listens, which is not the service"))
+    }
+
     /// Nobody waits for it any more.
     pub(super) fn is_deserted(&mut self) -> bool {
         self.waiters.retain(|waiter| !waiter.is_closed());

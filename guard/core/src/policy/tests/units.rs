@@ -61,17 +61,43 @@ fn a_unit_recognises_its_cgroup_and_nobody_else() {
 }
 
 #[test]
+fn a_cgroup_that_could_not_be_read_is_not_outside_of_every_service() {
+    let unread = Process { cgroup: None, ..gateway() };
+    assert_eq!(class(&unread, &rules(UnitState::NoManager, &["openclaw"])), Class::Foreign);
+    let anywhere = CgroupGlob::new("*").expect("a glob");
+    assert_eq!(class(&unread, &Rules { cgroups: vec![anywhere], ..Rules::default() }), Class::Foreign);
+}
+
+#[test]
+fn whoever_cannot_stop_units_ends_nobody_in_a_service() {
+    let careful = |cgroup: &str| {
+        let rules = Rules { spare_services: true, ..matching(&["openclaw"]) };
+        assert!(rules.recognises(&inside(cgroup)));
+        judged(&inside(cgroup), &rules)
+    };
+    for cgroup in [UNIT, "/system.slice/nginx.service/worker"] {
+        let judgement = careful(cgroup);
+        assert_eq!(judgement.class, Class::Foreign);
+        assert!(matches!(&judgement.reasons[..], [Reason::ServiceIsSpared(_)]), "{judgement:?}");
+    }
+    for cgroup in ["/", "/user.slice/user-7.slice/session-3.scope", "/docker/0"] {
+        assert_eq!(careful(cgroup).class, Class::Stale, "{cgroup}");
+    }
+    let all = Rules { spare_services: true, ..any_owner() };
+    assert_eq!(class(&inside(UNIT), &all), Class::Foreign);
+}
+
+#[test]
 fn a_gateway_that_was_respawned_outside_its_unit_is_stale() {
     for cgroup in [
-        Some("/user.slice/user-7.slice/session-3.scope"),
-        Some("/user.slice/user-7.slice/user@7.service/app.slice/run-r0.scope"),
-        Some("/user.slice/user-7.slice/user@7.service/init.scope"),
-        Some("/"),
-        None,
+        "/user.slice/user-7.slice/session-3.scope",
+        "/user.slice/user-7.slice/user@7.service/app.slice/run-r0.scope",
+        "/user.slice/user-7.slice/user@7.service/init.scope",
+        "/",
     ] {
-        let outside = Process { cgroup: cgroup.map(str::to_owned), ..gateway() };
+        let outside = Process { cgroup: Some(cgroup.to_owned()), ..gateway() };
         let judgement = judged(&outside, &rules(UnitState::NoManager, &["openclaw"]));
-        assert_eq!(judgement.class, Class::Stale, "{cgroup:?}");
+        assert_eq!(judgement.class, Class::Stale, "{cgroup}");
         assert!(matches!(&judgement.reasons[0], Reason::OutsideItsUnit { .. }), "{judgement:?}");
     }
 }
