@@ -231,10 +231,15 @@ pub fn event(follower: &Child, what: &str, wanted: impl Fn(&Value) -> bool) -> V
 pub fn hand_over(command: &mut Command, listener: std::os::unix::net::UnixListener) {
     use std::os::fd::AsRawFd;
     use std::os::unix::process::CommandExt;
-    // SAFETY: dup2 is async-signal-safe and is all that runs between fork and exec; the listener lives in the closure.
+    // SAFETY: dup2 and fcntl are async-signal-safe and are all that runs between fork and exec; the
+    // listener lives in the closure.
     unsafe {
         command.pre_exec(move || {
-            nix::errno::Errno::result(nix::libc::dup2(listener.as_raw_fd(), 3))?;
+            // A copy onto itself would stay close-on-exec.
+            nix::errno::Errno::result(match listener.as_raw_fd() {
+                3 => nix::libc::fcntl(3, nix::libc::F_SETFD, 0),
+                other => nix::libc::dup2(other, 3),
+            })?;
             Ok(())
         });
     }
