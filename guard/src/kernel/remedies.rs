@@ -15,7 +15,8 @@ pub fn remedy(feature: &str) -> Option<String> {
         "pidfd_getfd" => "run as root or with CAP_SYS_PTRACE, on Linux 5.6 or later",
         "pidfd_exit_info" => "run Linux 6.15 or later; without it some exits show no code",
         "all_processes" => {
-            "run as root or with CAP_SYS_PTRACE; where only hidepid is in the way: mount -o remount,hidepid=0 /proc"
+            "run as root or with CAP_SYS_PTRACE; where only hidepid is in the way: \
+             mount -o remount,hidepid=0 /proc; a security module has its own policy (owners_by_bpf does without)"
         }
         "initial_pid_namespace" => "start the container in the host's: docker run --pid=host, hostPID: true",
         "ipv6" => "sysctl -w net.ipv6.conf.all.disable_ipv6=0; ip link set lo up",
