@@ -16,7 +16,8 @@ const NEEDED: CapabilitySet = CapabilitySet::KILL
     .union(CapabilitySet::PERFMON);
 
 /// Gives up what a sidecar does not need, for the calling thread and the
-/// threads and processes that it starts from now on. It cannot be had back.
+/// threads and processes that it starts from now on. A program that is executed as
+/// the superuser has it again, unless the unit sets `NoNewPrivileges=`.
 ///
 /// # Errors
 ///

@@ -34,7 +34,7 @@ mod timeline;
 /// Options of `bench`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
-    /// Everything within two minutes (builds and installations apart); fewer samples
+    /// Small rounds of everything, meant for two minutes on an idle machine (without builds and installations); fewer samples
     #[arg(long)]
     quick: bool,
     /// This many rounds of each section, however long they take
