@@ -11,4 +11,4 @@ pub use command::{Command, CommandError, replace};
 pub use evict::evict;
 pub use signal::signal;
 
-pub use crate::kernel::bind::bind_all as probe;
+pub use crate::kernel::bind::{Prober, bind_all as probe};

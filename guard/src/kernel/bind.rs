@@ -24,31 +24,87 @@ use nix::sys::socket::{
 /// is dropped; there is one exactly when the outcome is
 /// [`BindOutcome::Bindable`].
 pub fn try_bind(spec: &BindSpec) -> (BindOutcome, Option<OwnedFd>) {
-    match bound_socket(spec) {
+    match prepared(spec).and_then(|socket| bound(&socket, spec).map(|()| socket)) {
         Ok(socket) => (BindOutcome::Bindable, Some(socket)),
         Err(failure) => (failure.outcome(), None),
     }
 }
 
-/// Probes all of `specs`, and keeps each bound until all were tried, so that a
-/// row of [`BindOutcome::Bindable`] says "all of them at one moment".
-///
-/// Two specs that exclude each other (`0.0.0.0` and a dual-stack `[::]` on one
-/// port without `SO_REUSEADDR`, or the same spec twice) are not held together:
-/// the earlier one is closed before the later one is tried, because the
-/// question is who *else* is in the way.
+/// Probes all of `specs` once: see [`Prober::bind_all`].
 pub fn bind_all(specs: &[BindSpec]) -> Vec<BindOutcome> {
-    let mut held: Vec<(&BindSpec, OwnedFd)> = Vec::with_capacity(specs.len());
-    let mut outcomes = Vec::with_capacity(specs.len());
-    for spec in specs {
-        held.retain(|(other, _)| !exclude_each_other(spec, other));
-        let (outcome, socket) = try_bind(spec);
-        if let Some(socket) = socket {
-            held.push((spec, socket));
+    Prober::default().bind_all(specs)
+}
+
+/// Whoever waits for a port.
+///
+/// A socket whose bind failed is as good as new (`an_unbound_socket_may_fail_and_try_again`), so it is kept for
+/// the next probe: when the kernel gives the port back, making another one
+/// would take longer than everything else that the gate does.
+#[derive(Debug, Default)]
+pub struct Prober {
+    /// Sockets with the flags of their spec, not bound.
+    ready: Vec<(BindSpec, OwnedFd)>,
+}
+
+/// More than one run has endpoints. What is beyond is made when it is needed.
+const MOST_READY: usize = 16;
+
+impl Prober {
+    /// Probes all of `specs`, and keeps each bound until all were tried, so that a
+    /// row of [`BindOutcome::Bindable`] says "all of them at one moment".
+    ///
+    /// Two specs that exclude each other (`0.0.0.0` and a dual-stack `[::]` on one
+    /// port without `SO_REUSEADDR`, or the same spec twice) are not held together:
+    /// the earlier one is closed before the later one is tried, because the
+    /// question is who *else* is in the way.
+    pub fn bind_all(&mut self, specs: &[BindSpec]) -> Vec<BindOutcome> {
+        let mut held: Vec<(&BindSpec, OwnedFd)> = Vec::with_capacity(specs.len());
+        let mut outcomes = Vec::with_capacity(specs.len());
+        for spec in specs {
+            held.retain(|(other, _)| !exclude_each_other(spec, other));
+            let socket = match self.ready.iter().position(|(ready, _)| ready == spec) {
+                Some(index) => Ok(self.ready.swap_remove(index).1),
+                None => prepared(spec),
+            };
+            let outcome = match socket {
+                Ok(socket) => match bound(&socket, spec) {
+                    Ok(()) => {
+                        held.push((spec, socket));
+                        BindOutcome::Bindable
+                    }
+                    Err(failure) => {
+                        self.keep(*spec, socket);
+                        failure.outcome()
+                    }
+                },
+                Err(failure) => failure.outcome(),
+            };
+            outcomes.push(outcome);
         }
-        outcomes.push(outcome);
+        drop(held);
+        if outcomes.contains(&BindOutcome::InUse) {
+            self.prepare(specs);
+        }
+        outcomes
     }
-    outcomes
+
+    /// Makes what the next probe needs, now that there is time.
+    fn prepare(&mut self, specs: &[BindSpec]) {
+        for spec in specs {
+            if !self.ready.iter().any(|(ready, _)| ready == spec)
+                // A refusal is the next probe's to tell.
+                && let Ok(socket) = prepared(spec)
+            {
+                self.keep(*spec, socket);
+            }
+        }
+    }
+
+    fn keep(&mut self, spec: BindSpec, socket: OwnedFd) {
+        if self.ready.len() < MOST_READY {
+            self.ready.push((spec, socket));
+        }
+    }
 }
 
 /// Whether this machine has IPv6 sockets at all (`ipv6.disable=1` and a seccomp
@@ -77,7 +133,8 @@ impl Failure {
     }
 }
 
-fn bound_socket(spec: &BindSpec) -> Result<OwnedFd, Failure> {
+/// A socket with the flags that `spec` asks for.
+fn prepared(spec: &BindSpec) -> Result<OwnedFd, Failure> {
     let on = |step| move |errno| Failure { step, errno };
     let family = match spec.address {
         IpAddr::V4(_) => AddressFamily::Inet,
@@ -91,8 +148,12 @@ fn bound_socket(spec: &BindSpec) -> Result<OwnedFd, Failure> {
         // Always said, because `net.ipv6.bindv6only` changes the default.
         setsockopt(&fd, sockopt::Ipv6V6Only, &spec.v6only).map_err(on("IPV6_V6ONLY"))?;
     }
-    bind(fd.as_raw_fd(), &SockaddrStorage::from(spec.socket_addr())).map_err(on("bind"))?;
     Ok(fd)
+}
+
+fn bound(socket: &OwnedFd, spec: &BindSpec) -> Result<(), Failure> {
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(spec.socket_addr()))
+        .map_err(|errno| Failure { step: "bind", errno })
 }
 
 /// Whether two sockets bound by these specs, neither listening, conflict.

@@ -5,7 +5,7 @@ use guard_core::model::{BindSpec, Port, ProcessId};
 use tracing::warn;
 
 use super::now;
-use crate::act;
+use crate::act::{self, Prober};
 use crate::kernel::pidfd::PidFdError;
 use crate::observe::{ExitWatch, Observer, read_table};
 
@@ -16,11 +16,12 @@ pub(super) struct Doors {
     pub(super) exits: ExitWatch,
     /// Processes whose pidfd could not be opened; tried again with each look.
     unwatched: Vec<ProcessId>,
+    prober: Prober,
 }
 
 impl Doors {
-    pub(super) const fn new(observer: Observer, exits: ExitWatch) -> Self {
-        Self { observer, exits, unwatched: Vec::new() }
+    pub(super) fn new(observer: Observer, exits: ExitWatch) -> Self {
+        Self { observer, exits, unwatched: Vec::new(), prober: Prober::default() }
     }
 
     /// Performs any action but a snapshot, which is taken on another thread.
@@ -29,7 +30,7 @@ impl Doors {
         match action {
             Action::Probe => {
                 let begun = now();
-                Some(Fact::Probed { outcomes: act::probe(endpoints), begun })
+                Some(Fact::Probed { outcomes: self.prober.bind_all(endpoints), begun })
             }
             Action::ReadTable => {
                 let begun = now();

@@ -269,3 +269,50 @@ fn a_probe_never_listens() {
 fn ipv6_is_available_on_the_test_machine() {
     assert!(ipv6_available());
 }
+
+#[test]
+fn an_unbound_socket_may_fail_and_try_again() {
+    netns("an_unbound_socket_may_fail_and_try_again", || {
+        for (held, asked) in [
+            (("127.0.0.1", REUSE), ("127.0.0.1", REUSE)),
+            (("127.0.0.1", REUSE), ("::", REUSE)),
+            (("::1", REUSE), ("::", V6ONLY)),
+            (("0.0.0.0", STRICT), ("127.0.0.1", STRICT)),
+            (("127.0.0.1", REUSE_PORT), ("127.0.0.1", STRICT)),
+        ] {
+            let (listener, port) = listening(held.0, None, held.1);
+            let asked = spec(asked.0, port, asked.1);
+            let mut prober = Prober::default();
+            for _ in 0..100 {
+                assert_eq!(prober.bind_all(&[asked]), [InUse]);
+                assert_eq!(prober.ready.len(), 1, "one socket for all of them");
+            }
+            drop(listener);
+            assert_eq!(prober.bind_all(&[asked]), [Bindable]);
+            assert!(prober.ready.is_empty(), "a bound socket is not kept");
+            // Nor did the failures leave anything behind.
+            assert_eq!(reuse_and_strict(held.0, port), [Bindable, Bindable]);
+        }
+    });
+}
+
+#[test]
+fn what_was_bound_for_a_moment_is_ready_for_the_next_probe() {
+    netns("what_was_bound_for_a_moment_is_ready_for_the_next_probe", || {
+        let (listener, port) = listening("127.0.0.1", None, REUSE);
+        let both = [spec("127.0.0.1", port, REUSE), spec("::1", port, REUSE)];
+        let mut prober = Prober::default();
+        for _ in 0..3 {
+            assert_eq!(prober.bind_all(&both), [InUse, Bindable]);
+            assert_eq!(prober.ready.len(), 2);
+        }
+        assert_eq!(bind_all(&[spec("::1", port, STRICT)]), [Bindable], "none of them is bound");
+        drop(listener);
+        assert_eq!(prober.bind_all(&both), [Bindable, Bindable]);
+        let many: Vec<BindSpec> = (1..=100).map(|low| spec(&format!("127.0.1.{low}"), port, REUSE)).collect();
+        let (_listener, _) = listening("0.0.0.0", Some(port), REUSE);
+        assert_eq!(prober.bind_all(&many), vec![InUse; 100]);
+        assert_eq!(prober.ready.len(), MOST_READY);
+        assert_eq!(prober.bind_all(&many), vec![InUse; 100]);
+    });
+}
