@@ -32,6 +32,7 @@ pub use self::restart::{Plans, RestartSink, Restarted};
 pub use crate::act::systemd::{SystemdError, UnitDoor, ask_about, own_uid};
 pub use crate::act::{Command, CommandError, probe, replace};
 use crate::kernel::procfs;
+use crate::kernel::scheduling::Urgent;
 use crate::observe::{ExitWatch, LookError, Looker, Observer, Wanted, Watched, read_table};
 pub use crate::observe::{Tier, TierChoice, TierError, Tuning, listeners_of};
 
@@ -82,6 +83,14 @@ fn nanos(clock: ClockId) -> u64 {
     let time = clock_gettime(clock).unwrap_or(TimeSpec::new(0, 0));
     let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
     seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap_or(0)
+}
+
+/// The calling thread goes before ordinary ones until the value is dropped, where that is allowed.
+fn urgent() -> Option<Urgent> {
+    Urgent::begin().unwrap_or_else(|error| {
+        debug!(%error, "not a real-time thread: on a busy machine the gate may open late");
+        None
+    })
 }
 
 /// While a started command is followed: only the ebpf tier tells of new listeners.
@@ -194,6 +203,8 @@ impl Session {
 
     /// Carries out one run to its end.
     pub async fn run(&mut self, plan: Plan, sink: &mut dyn Sink) -> Result<Gate, RuntimeError> {
+        // Whoever only looks is in no hurry.
+        let _urgent = if plan.goal == Goal::Look { None } else { urgent() };
         let mut gate = Gate::new(plan, now());
         let mut told = 0;
         loop {

@@ -25,6 +25,8 @@ use tracing_subscriber::EnvFilter;
 
 pub use exit::Exit;
 
+use crate::runtime::daemon::return_large_blocks;
+
 /// Ends EADDRINUSE restart loops: sees who holds a port, ends the stale
 /// holders, and opens a gate the instant the port is bindable.
 #[derive(Debug, Parser)]
@@ -75,6 +77,7 @@ impl Command {
 
 /// Parses the arguments, runs the command and returns its exit code.
 pub fn main() -> ExitCode {
+    return_large_blocks();
     let arguments = Arguments::parse();
     start_logging(arguments.verbose);
     let verbose = arguments.verbose > 0;

@@ -15,6 +15,7 @@ pub mod elsewhere;
 pub mod exit_set;
 pub mod features;
 pub mod listener;
+pub mod memory;
 pub mod names;
 pub mod netns;
 pub mod notify;
@@ -22,6 +23,7 @@ pub mod pidfd;
 pub mod privileges;
 pub mod procfs;
 pub mod remedies;
+pub mod scheduling;
 pub mod sock_diag;
 pub mod unix_socket;
 

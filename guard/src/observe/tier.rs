@@ -15,6 +15,7 @@ use super::netlink::{NetlinkError, NetlinkSource};
 use super::owners::{HandOver, OwnerSource};
 use super::tuning::Tuning;
 use crate::kernel::bpf::{Bpf, BpfError, BpfOptions, FailedBinds, OwnerLookup, Watch};
+use crate::kernel::memory;
 use crate::kernel::netns::{self, NetnsError};
 use crate::kernel::sock_diag::SockDiagError;
 
@@ -473,6 +474,7 @@ fn load(watches: &[Watch], lookups: &HandOver, tuning: Tuning) -> Result<Bpf, Ti
         // Nobody looks any more: the run is over.
         let _unneeded = lookups.send(lookup);
     }
+    memory::give_back();
     Ok(bpf)
 }
 
@@ -485,4 +487,5 @@ fn hand_over_alone(lookups: &HandOver) {
         }
         Err(error) => debug!(%error, "owners are looked up in /proc"),
     }
+    memory::give_back();
 }

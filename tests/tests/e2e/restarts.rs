@@ -13,7 +13,8 @@ each_tier!(
     output_untouched,
     dry_restart_starts_nothing,
     asked_to_stop,
-    holds_nothing_while_it_supervises
+    holds_nothing_while_it_supervises,
+    urgent_only_while_it_waits
 );
 
 /// How a generation of the listener ends: politely, not at all, in a moment, with children.
@@ -153,4 +154,35 @@ fn holds_nothing_while_it_supervises(world: &World) {
     assert!(detached, "still attached\n{}", run.child.said());
     run.child.signal(Signal::SIGTERM);
     run.finish().expect(0);
+}
+
+/// A thread that waits for the port goes before ordinary ones; what it starts must not.
+fn urgent_only_while_it_waits(world: &World) {
+    for exec in [false, true] {
+        let port = world.port();
+        let old = world.standin("--on-term hang").listen("127.0.0.1", port).start();
+        let standin = world.standin("--on-term exit --tag new").listen("127.0.0.1", port);
+        let restart = world
+            .portguard("restart", port)
+            .matching("standin")
+            .drain("1s")
+            .timeout("10s")
+            .then_start(&standin);
+        let run = if exec { restart.arg("--exec") } else { restart }.start();
+        run.sent("SIGTERM", old.id());
+        assert_eq!(policy(run.child.id.pid), nix::libc::SCHED_FIFO, "{}", run.child.said());
+        let ready = started(&run);
+        let pid = ready["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("a pid");
+        assert_eq!(policy(pid), nix::libc::SCHED_OTHER, "the command, exec {exec}\n{}", run.child.said());
+        assert_eq!(policy(run.child.id.pid), nix::libc::SCHED_OTHER, "afterwards\n{}", run.child.said());
+        run.child.signal(Signal::SIGTERM);
+        run.finish().expect(0);
+    }
+}
+
+/// The scheduling policy of a process's first thread.
+fn policy(pid: i32) -> i32 {
+    // SAFETY: it takes no pointer.
+    let policy = unsafe { nix::libc::sched_getscheduler(pid) };
+    policy & !nix::libc::SCHED_RESET_ON_FORK
 }
