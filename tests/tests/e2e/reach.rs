@@ -9,6 +9,7 @@ each_tier!(
     tree_ends_descendants,
     tree_spares_them_without_the_flag,
     tree_refuses_whole,
+    a_descendant_that_moved_to_another_service_is_spared,
     cgroup_kill_ends_everybody_in_it,
     cgroup_kill_refuses_strangers,
     cgroup_kill_refuses_a_session,
@@ -33,7 +34,8 @@ fn with_child(world: &World, port: u16, arguments: &str, by: Caller) -> (Standin
     let found = std::cell::Cell::new(None);
     let is_child = |pid: i32| {
         let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.contains("standin") && line.contains("child") && descends(pid, old.id().pid)
+        // Not the shell, nor whoever is about to become it, whose script names the child.
+        line.split('\0').any(|word| word == "child") && waits_for_sigterm(pid) && descends(pid, old.id().pid)
     };
     assert!(wait_until(DEADLINE, || {
         let pids = std::fs::read_dir("/proc").expect("/proc");
@@ -43,6 +45,13 @@ fn with_child(world: &World, port: u16, arguments: &str, by: Caller) -> (Standin
     }));
     let child = found.get().expect("the child");
     (old, child)
+}
+
+/// It is ready for SIGTERM.
+fn waits_for_sigterm(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+    blocked.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set & (1 << 14) != 0)
 }
 
 fn descends(pid: i32, ancestor: i32) -> bool {
@@ -74,6 +83,24 @@ fn tree_spares_them_without_the_flag(world: &World) {
     let finished = world.free(port).matching("--tag gateway").run().expect(0);
     assert!(finished.signals_to(child).is_empty(), "{finished}");
     assert!(old.all_gone(), "{finished}");
+}
+
+/// Between SIGTERM and SIGKILL another service takes it in hand.
+fn a_descendant_that_moved_to_another_service_is_spared(world: &World) {
+    let Some(unit) = cgroup(world, "other.service") else { return };
+    let port = world.port();
+    let (old, child) = with_child(world, port, "--on-term ignore", Caller::default());
+    let run = world.free(port).matching("--tag gateway").arg("--tree").drain("2s").start();
+    run.sent("SIGTERM", child);
+    unit.take_in(child);
+    let finished = run.finish().expect(0);
+    assert_eq!(finished.signals_to(child), ["SIGTERM"], "{finished}");
+    assert_eq!(finished.signals_to(old.id()), ["SIGTERM", "SIGKILL"], "{finished}");
+    let spared = finished.of("run_step").into_iter().find(|event| event.is_step("spared"));
+    assert!(spared.is_some_and(|event| event.mentions("moved") && event.mentions(&unit.path)), "{finished}");
+    assert!(child.alive(), "{finished}");
+    // Nobody else ends it.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.pid), Signal::SIGKILL).expect("end the child");
 }
 
 /// A descendant that another service has in hand saves everybody.

@@ -89,6 +89,8 @@ pub(super) struct Past {
     pub(super) claimed: BTreeSet<ProcessId>,
     /// Sockets that were asked to be destroyed: each is tried once.
     pub(super) evicted: BTreeSet<SocketCookie>,
+    /// Who was sent SIGTERM and turned out to be somebody else's.
+    pub(super) spared: BTreeMap<ProcessId, Judgement>,
 }
 
 /// The holders that one look found.
@@ -147,9 +149,11 @@ impl Assessment {
         let claimants: Vec<&JudgedHolder> =
             in_the_way.iter().copied().filter(|holder| holder.is_claimant()).collect();
 
-        let not_ours = owners_of(&claimants, |class| {
+        let mut not_ours = owners_of(&claimants, |class| {
             matches!(class, Class::Foreign | Class::Current | Class::Protected)
         });
+        let stale = owners_of(&claimants, |class| class == Class::Stale);
+        not_ours.extend(stale.into_iter().filter_map(|(id, _)| Some((id, past.spared.get(&id)?.clone()))));
         let (dying, refused): (Vec<_>, Vec<_>) =
             not_ours.into_iter().partition(|(_, judgement)| judgement.is_for_want_of_evidence());
         if !refused.is_empty() {
@@ -170,12 +174,14 @@ impl Assessment {
             }
         }
         let mut stale = owners_of(&in_the_way, |class| class == Class::Stale);
-        stale.retain(|(id, _)| past.claimed.contains(id));
-        let reached = reach::reached(plan, &stale, &self.processes, &self.seen_at_request);
+        stale.retain(|(id, _)| past.claimed.contains(id) && !past.spared.contains_key(id));
+        let mut reached = reach::reached(plan, &stale, &self.processes, &self.seen_at_request);
+        // Named already, and not in the way.
+        reached.refused.retain(|(id, _)| !past.spared.contains_key(id));
         if !reached.refused.is_empty() {
             return Decision::Refuse(reached.refused);
         }
-        stale.extend(reached.stale);
+        stale.extend(reached.stale.into_iter().filter(|(id, _)| !past.spared.contains_key(id)));
         let beyond_reach: Vec<ProcessId> = stale
             .iter()
             .filter(|(id, _)| self.process(*id).is_some_and(|process| !plan.asker.may_signal(process)))

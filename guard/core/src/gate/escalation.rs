@@ -4,13 +4,21 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::model::{Instant, ProcessId, Signal};
+use crate::model::{Instant, Process, ProcessId, Signal};
 use crate::policy::Judgement;
+
+/// What SIGTERM was sent on.
+#[derive(Clone, Debug)]
+pub(super) struct First {
+    pub(super) judgement: Judgement,
+    /// The process as it was then.
+    pub(super) process: Option<Process>,
+}
 
 /// A stale owner that was sent SIGTERM.
 #[derive(Clone, Debug)]
 struct Ending {
-    judgement: Judgement,
+    first: First,
     step: Step,
     /// The last signal that it got, and when.
     last: Option<(Signal, Instant)>,
@@ -57,10 +65,10 @@ impl Escalation {
     }
 
     /// SIGTERM is handed out; `false` when it was before.
-    pub(super) fn begin(&mut self, process: ProcessId, judgement: Judgement) -> bool {
+    pub(super) fn begin(&mut self, process: ProcessId, first: First) -> bool {
         let fresh = !self.endings.contains_key(&process);
         if fresh {
-            self.endings.insert(process, Ending { judgement, step: Step::Terminating, last: None });
+            self.endings.insert(process, Ending { first, step: Step::Terminating, last: None });
         }
         fresh
     }
@@ -86,8 +94,8 @@ impl Escalation {
     }
 
     /// Why the process may be ended, when it is one of ours.
-    pub(super) fn judgement(&self, process: ProcessId) -> Option<&Judgement> {
-        self.endings.get(&process).map(|ending| &ending.judgement)
+    pub(super) fn first(&self, process: ProcessId) -> Option<&First> {
+        self.endings.get(&process).map(|ending| &ending.first)
     }
 
     /// The process needs nothing more: dead, or not to be ended after all.

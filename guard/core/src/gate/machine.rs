@@ -452,7 +452,8 @@ impl Gate {
 
     fn signal_delivered(&mut self, process: ProcessId, signal: Signal, now: Instant) {
         self.escalation.delivered(process, signal, now);
-        let Some(judgement) = self.escalation.judgement(process).cloned() else { return };
+        let Some(first) = self.escalation.first(process) else { return };
+        let judgement = first.judgement.clone();
         self.timeline.record(now, Entry::Signalled { process, signal, judgement });
         let seen = self.assessment.as_ref().and_then(|look| look.process(process));
         if signal == Signal::Term

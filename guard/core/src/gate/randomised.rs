@@ -201,6 +201,10 @@ fn later(chance: &mut Chance, kernel: &mut Kernel, family: &[ProcessId], endpoin
         };
         kernel.later(chance.millis(100), Happening::Spawn(newcomer));
     }
+    if !family.is_empty() && chance.percent(15) {
+        let (moved, place) = (chance.of(family), chance.of(&Place::ALL));
+        kernel.later(chance.millis(40), Happening::Move(moved, place));
+    }
     if let Some(&first) = family.first().filter(|_| chance.percent(10)) {
         kernel.later(chance.millis(30), Happening::Exit(first));
     }
@@ -283,6 +287,7 @@ struct Tally {
     cgroup_kills: u64,
     descendants: u64,
     reused: u64,
+    moved: u64,
 }
 
 impl Tally {
@@ -308,6 +313,7 @@ impl Tally {
             self.reused += u64::from(now.is_some_and(|proc| proc.id != sent.process));
         }
         self.cgroup_kills += report.cgroup_kills as u64;
+        self.moved += u64::from(report.timeline.contains("Moved"));
         self.descendants += u64::from(report.timeline.contains("DescendsFrom"));
     }
 }
@@ -338,6 +344,7 @@ fn among_a_hundred_thousand_machines_nobody_but_the_stale_is_signalled() {
         ("SIGKILL", tally.kills),
         ("SIGCONT", tally.continues),
         ("descendants", tally.descendants),
+        ("moved processes", tally.moved),
         ("reused numbers", tally.reused),
     ] {
         assert!(count > often, "{what} happens too seldom: {tally:?}");

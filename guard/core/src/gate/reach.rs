@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::escalation::First;
 use super::{Plan, Reach};
 use crate::model::{Process, ProcessId, ProcessState, Seen, Tgid, UnitId};
 use crate::policy::{self, Class, Judgement, Reason};
@@ -140,18 +141,50 @@ fn judge_descendant(
     if by_itself.class != Class::Foreign || by_itself.is_for_want_of_evidence() {
         return by_itself;
     }
-    // Without a unit on either side the path itself has to tell: a container's lies elsewhere.
-    let unit = process.unit();
-    let same_unit = unit.is_some() && unit == root.unit();
-    let below = match (&process.cgroup, &root.cgroup) {
-        (Some(path), Some(root)) => path == root || (root.len() > 1 && lies_in(path, root)),
-        _ => false,
-    };
-    let moved = !below && !same_unit && !process.is_unsupervised();
-    if moved {
+    if in_other_hands(process, root) {
         return by_itself;
     }
     Judgement { class: Class::Stale, reasons: vec![Reason::DescendsFrom(root.id)] }
+}
+
+/// Somebody else has `process` in hand than has `other`: another service, a container.
+fn in_other_hands(process: &Process, other: &Process) -> bool {
+    // Without a unit on either side the path itself has to tell: a container's lies elsewhere.
+    let unit = process.unit();
+    let same_unit = unit.is_some() && unit == other.unit();
+    let below = match (&process.cgroup, &other.cgroup) {
+        (Some(path), Some(other)) => path == other || (other.len() > 1 && lies_in(path, other)),
+        _ => false,
+    };
+    !below && !same_unit && !process.is_unsupervised()
+}
+
+/// Judges a process anew whose drain budget is spent, as a look after that shows it.
+///
+/// Whom it descends from may be gone by now: that was so, and stays so. Not so
+/// where somebody else has taken it in hand since, whatever the rules say.
+pub(super) fn judge_again(
+    plan: &Plan,
+    process: &Process,
+    first: Option<&First>,
+    seen_at_request: &BTreeSet<ProcessId>,
+) -> Judgement {
+    let by_itself = policy::judge(process, &plan.rules, &plan.asker, seen_at_request);
+    let recognised = matches!(by_itself.class, Class::Stale | Class::Foreign);
+    let Some(first) = first.filter(|_| recognised && !by_itself.is_for_want_of_evidence()) else {
+        return by_itself;
+    };
+    let moved = |then: &&Process| then.cgroup != process.cgroup && in_other_hands(process, then);
+    if let Some(then) = first.process.as_ref().filter(moved) {
+        let path = |process: &Process| process.cgroup.clone().unwrap_or_else(|| "(none)".to_owned());
+        let reasons = vec![Reason::Moved { from: path(then), to: path(process) }];
+        return Judgement { class: Class::Foreign, reasons };
+    }
+    let descends = |reason: &Reason| matches!(reason, Reason::DescendsFrom(_));
+    if by_itself.class == Class::Foreign && first.judgement.reasons.iter().any(descends) {
+        return first.judgement.clone();
+    }
+    by_itself
 }
 
 #[cfg(test)]

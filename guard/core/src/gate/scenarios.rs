@@ -18,6 +18,7 @@ mod evidence;
 mod expiring;
 mod looking;
 mod losing;
+mod moving;
 mod waiting;
 
 const PATIENCE: Duration = Duration::from_secs(10);

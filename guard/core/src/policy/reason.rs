@@ -119,6 +119,13 @@ pub enum Reason {
     },
     /// It descends from this stale owner, and `--tree` reaches it.
     DescendsFrom(ProcessId),
+    /// It was moved after SIGTERM into a cgroup that somebody else has in hand.
+    Moved {
+        /// Its cgroup when SIGTERM was sent.
+        from: String,
+        /// Its cgroup now.
+        to: String,
+    },
     /// Its cgroup, which `--cgroup-kill` would end, is shared with strangers by
     /// its nature: a login session's, a user manager's, the root.
     CgroupIsShared(String),
@@ -166,6 +173,7 @@ impl Reason {
             Self::OutsideItsUnit { .. } => "outside_its_unit",
             Self::Matched { .. } => "matched",
             Self::DescendsFrom(_) => "descends_from",
+            Self::Moved { .. } => "moved",
             Self::CgroupIsShared(_) => "cgroup_is_shared",
             Self::AnyOwner => "any_owner",
             Self::ExecutableDeleted(_) => "executable_deleted",
@@ -191,7 +199,10 @@ impl Reason {
             | Self::UnitDoesNotRun(..)
             | Self::RunsIn(_)
             | Self::ServiceIsSpared(_) => "unit",
-            Self::SameServiceCgroup(_) | Self::OutsideItsUnit { .. } | Self::CgroupIsShared(_) => "cgroup",
+            Self::SameServiceCgroup(_)
+            | Self::OutsideItsUnit { .. }
+            | Self::Moved { .. }
+            | Self::CgroupIsShared(_) => "cgroup",
             Self::Matched { field, .. } | Self::NotMatched { field, .. } | Self::FieldHidden(field) => {
                 field.name()
             }
@@ -207,6 +218,7 @@ impl Reason {
             Self::Ancestor(generations) => Some(generations.to_string()),
             Self::SameServiceCgroup(cgroup)
             | Self::OutsideItsUnit { cgroup, .. }
+            | Self::Moved { to: cgroup, .. }
             | Self::CgroupIsShared(cgroup) => Some(cgroup.clone()),
             Self::DescendsFrom(root) => Some(root.to_string()),
             Self::MainProcess(unit)
@@ -281,6 +293,12 @@ impl fmt::Display for Reason {
             Self::Matched { field: Field::Unit | Field::Cgroup, value, .. } => write!(f, "it is in {value}"),
             Self::Matched { field, rule, .. } => write!(f, "{} matches {rule}", field.name()),
             Self::DescendsFrom(root) => write!(f, "it descends from pid {root}, and --tree reaches it"),
+            Self::Moved { from, to } => {
+                write!(
+                    f,
+                    "it was moved from cgroup {from} to {to} meanwhile, which somebody else has in hand"
+                )
+            }
             Self::CgroupIsShared(cgroup) => write!(
                 f,
                 "its cgroup {cgroup} is not a service's own, so --cgroup-kill would reach everybody else in it"

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use super::{Gate, LOOK_AGAIN};
+use crate::gate::escalation::First;
 use crate::gate::verdict::permanently_unknown;
 use crate::gate::{Action, Decision, Goal, Outcome, Proof, Reach, reach};
-use crate::model::{BindOutcome, Instant, ProcessState, Signal, Socket, TcpState, UnknownReason};
-use crate::policy::{self, Class};
+use crate::model::{BindOutcome, Instant, ProcessId, ProcessState, Signal, Socket, TcpState, UnknownReason};
+use crate::policy::{Class, Judgement, Reason};
 use crate::timeline::Entry;
 
 /// After so many rounds, in each of which newcomers took the port that the
@@ -19,31 +20,41 @@ const DUEL_ROUNDS: u32 = 3;
 const OUT_OF_SIGHT: Duration = LOOK_AGAIN;
 
 impl Gate {
+    /// Whoever somebody else has taken in hand since SIGTERM is left to them.
+    pub(super) fn spare_moved(&mut self, now: Instant) {
+        let Some(assessment) = &self.assessment else { return };
+        let moved = |id: ProcessId| {
+            let (process, first) = (assessment.process(id)?, self.escalation.first(id));
+            let judgement = reach::judge_again(&self.plan, process, first, &self.seen_at_request);
+            judgement.reasons.iter().any(|why| matches!(why, Reason::Moved { .. })).then_some((id, judgement))
+        };
+        let moved: Vec<_> = self.escalation.pending().into_iter().filter_map(moved).collect();
+        for (process, judgement) in moved {
+            self.spare(process, judgement, now);
+        }
+    }
+
+    fn spare(&mut self, process: ProcessId, judgement: Judgement, now: Instant) {
+        self.escalation.finish(process);
+        self.past.spared.insert(process, judgement.clone());
+        self.timeline.record(now, Entry::Spared { process, judgement });
+    }
+
     /// SIGKILL goes only to a process that a look begun after its budget was
     /// spent still judges stale: it may have become something else meanwhile.
     pub(super) fn kill_after_look(&mut self, begun: Instant, now: Instant) {
         let Some(assessment) = &self.assessment else { return };
-        let mut due = Vec::new();
+        let (mut due, mut spared) = (Vec::new(), Vec::new());
         for id in self.escalation.confirmed_by(begun) {
             // Not read: it is gone, which its pidfd will say, or the next look shows it.
             let Some(process) = assessment.process(id) else { continue };
-            let mut judgement =
-                policy::judge(process, &self.plan.rules, &self.plan.asker, &self.seen_at_request);
-            let descends = |judgement: &policy::Judgement| {
-                judgement.reasons.iter().any(|reason| matches!(reason, policy::Reason::DescendsFrom(_)))
-            };
-            // Whom it descends from may be gone by now: that was so, and stays so.
-            if judgement.class == Class::Foreign
-                && let Some(first) = self.escalation.judgement(id).filter(|first| descends(first))
-            {
-                judgement = first.clone();
-            }
+            let first = self.escalation.first(id);
+            let judgement = reach::judge_again(&self.plan, process, first, &self.seen_at_request);
             if judgement.class == Class::Stale {
                 self.escalation.kill(id);
                 due.push(id);
             } else if !judgement.is_for_want_of_evidence() {
-                self.escalation.finish(id);
-                self.timeline.record(now, Entry::Spared { process: id, judgement });
+                spared.push((id, judgement));
             }
         }
         let cgroup = (self.plan.reach == Reach::Cgroup && !self.one_by_one)
@@ -54,6 +65,9 @@ impl Gate {
             None => self
                 .queue
                 .extend(due.into_iter().map(|process| Action::Signal { process, signal: Signal::Kill })),
+        }
+        for (process, judgement) in spared {
+            self.spare(process, judgement, now);
         }
     }
 
@@ -141,7 +155,8 @@ impl Gate {
             }
             Decision::End(stale) => {
                 for (process, judgement) in stale {
-                    if !self.escalation.begin(process, judgement) {
+                    let evidence = self.assessment.as_ref().and_then(|look| look.process(process)).cloned();
+                    if !self.escalation.begin(process, First { judgement, process: evidence }) {
                         continue;
                     }
                     // Whoever is reached besides the owners is not watched yet.

@@ -52,6 +52,7 @@ impl Gate {
         }
         // Nothing is decided on a look that the port has outlived.
         self.check_port();
+        self.spare_moved(now);
         self.kill_after_look(begun, now);
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::kernel::{Kernel, Key};
-use super::process::Role;
+use super::process::{Place, Role};
 use super::view::{Truth, Viewer, in_the_way};
 use super::weather::{Fate, Weather};
 use super::{BEGIN, ms};
@@ -91,6 +91,8 @@ pub(in crate::gate) struct Driver {
     /// Whom `--tree` has reached.
     descended: BTreeSet<ProcessId>,
     cgroup_kills: usize,
+    /// Where everybody lived who was sent SIGTERM.
+    termed_at: BTreeMap<ProcessId, Place>,
 }
 
 impl Driver {
@@ -119,6 +121,7 @@ impl Driver {
             doubted: None,
             descended: BTreeSet::new(),
             cgroup_kills: 0,
+            termed_at: BTreeMap::new(),
         }
     }
 
@@ -480,7 +483,7 @@ impl Driver {
         }
     }
 
-    fn check_signal(&self, process: ProcessId, signal: Signal) {
+    fn check_signal(&mut self, process: ProcessId, signal: Signal) {
         let plan = self.gate.plan();
         assert_eq!(plan.goal, Goal::Free, "only a run that frees the port signals anybody");
         let (begun, truth) = self.last_look.as_ref().expect("a look comes before any signal");
@@ -502,6 +505,9 @@ impl Driver {
             }
             Signal::Term => {
                 assert!(before.is_empty(), "a second SIGTERM to {process:?}");
+                if let Some(&place) = truth.places.get(&process) {
+                    self.termed_at.insert(process, place);
+                }
                 let stays = truth.strangers.iter().find(|(key, owner)| {
                     let blocks = |sock: &super::kernel::Sock| in_the_way(plan, &sock.bucket);
                     self.kernel.sockets.get(key).is_some_and(blocks)
@@ -516,6 +522,11 @@ impl Driver {
                     .filter(|sent| sent.signal != Signal::Continue && sent.delivered.is_some())
                     .collect();
                 let [term] = others.as_slice() else { panic!("SIGKILL after {before:?}") };
+                let moved = truth.places.get(&process).zip(self.termed_at.get(&process));
+                assert!(
+                    !moved.is_some_and(|(now, then)| now.changes_hands(*then)),
+                    "SIGKILL to {process:?}, which is in other hands since SIGTERM"
+                );
                 let due = term.delivered.expect("SIGTERM was delivered") + plan.budgets.drain;
                 assert!(due <= self.kernel.now, "SIGKILL before the drain budget was spent");
                 assert!(due <= *begun, "SIGKILL on a look from within the drain budget");
@@ -543,7 +554,13 @@ impl Driver {
         assert_eq!(self.lost, None, "opened after lost events without a look");
         if !plan.port_only {
             for sent in &self.sent {
-                let stays = self.kernel.process(sent.process).filter(|proc| proc.role == Role::Service);
+                // Who became somebody else's is not waited for.
+                let stays = self.kernel.process(sent.process).filter(|proc| {
+                    let then = self.termed_at.get(&sent.process);
+                    let moved = then.is_some_and(|then| proc.birth.place.changes_hands(*then));
+                    let service = &self.kernel.service;
+                    proc.role == Role::Service && !moved && service.recognises(proc, plan.rules.any_owner)
+                });
                 assert!(stays.is_none(), "opened while {:?} is alive", sent.process);
                 let gone = self.gone.get(&sent.process);
                 assert!(gone.is_none_or(|gone| *gone <= proof.probed), "the proof is older than an end");

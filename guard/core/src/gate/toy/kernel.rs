@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::bind::{Bucket, bind_fails};
-use super::process::{Birth, Life, OnTerm, Proc, Role};
+use super::process::{Birth, Life, OnTerm, Place, Proc, Role};
 use super::view::Service;
 use super::{BEGIN, GUARD, SHELL, tick};
 use crate::gate::{Hint, SignalFailure};
@@ -39,6 +39,8 @@ pub(in crate::gate) enum Happening {
     CloseAll(ProcessId),
     HandOver(ProcessId),
     Become(ProcessId, bool),
+    /// Somebody moves it to another cgroup.
+    Move(ProcessId, Place),
     Release(Key),
     Expire(Key),
     Reap(ProcessId),
@@ -226,7 +228,7 @@ impl Kernel {
         }
     }
 
-    /// `cgroup.kill`, if these are still all there is below `path`.
+    /// SIGKILL to everybody, if these are still all there is below `path`.
     pub(in crate::gate) fn kill_cgroup(&mut self, path: &str, members: &[ProcessId]) -> bool {
         let there: Vec<ProcessId> = self
             .processes
@@ -269,6 +271,11 @@ impl Kernel {
                 proc.role = Role::Stranger;
                 if !keeps {
                     self.close_all(id);
+                }
+            }
+            Happening::Move(id, place) => {
+                if let Some(proc) = self.process_mut(id) {
+                    proc.birth.place = place;
                 }
             }
             Happening::Release(key) => self.release(key),

@@ -50,6 +50,16 @@ impl Place {
         }
     }
 
+    /// Who is moved here from there is in other hands than before.
+    pub(in crate::gate) const fn changes_hands(self, from: Self) -> bool {
+        match self {
+            Self::Session => false,
+            Self::Unit | Self::UnitPart => !from.is_unit(),
+            Self::OtherService => !matches!(from, Self::OtherService),
+            Self::Container => !matches!(from, Self::Container),
+        }
+    }
+
     pub(in crate::gate) const fn is_unit(self) -> bool {
         matches!(self, Self::Unit | Self::UnitPart)
     }

@@ -46,6 +46,8 @@ pub(in crate::gate) struct Truth {
     /// Sockets that may never be destroyed: listeners and bound sockets that
     /// somebody has, and whatever somebody protected has.
     pub(in crate::gate) owned: BTreeSet<Key>,
+    /// Where each process lives.
+    pub(in crate::gate) places: BTreeMap<ProcessId, Place>,
 }
 
 impl Kernel {
@@ -104,6 +106,7 @@ impl Kernel {
         };
         let mut truth = Truth::default();
         for proc in self.processes.values() {
+            truth.places.insert(proc.id, proc.birth.place);
             if is_old(proc) && may_end(proc) {
                 truth.stale.insert(proc.id);
             }
@@ -144,7 +147,7 @@ pub(in crate::gate) struct Service {
 }
 
 impl Service {
-    fn recognises(&self, proc: &Proc, any_owner: bool) -> bool {
+    pub(in crate::gate) fn recognises(&self, proc: &Proc, any_owner: bool) -> bool {
         let looks_like_it = proc.role == Role::Service;
         match proc.birth.place {
             _ if any_owner => true,
