@@ -51,9 +51,9 @@ impl Cgroup {
         CString::new(file).expect("no NUL in a path")
     }
 
-    /// Whether the kernel can end it as a whole (Linux 5.14).
+    /// Whether the kernel can freeze it, so that it is ended as a whole (Linux 5.2).
     pub fn can_be_killed(&self) -> bool {
-        self.folder.join("cgroup.kill").is_file()
+        self.folder.join("cgroup.freeze").is_file()
     }
 }
 

@@ -211,8 +211,8 @@ pub(super) struct EndingOptions {
     /// be ended, nobody is
     #[arg(long, conflicts_with = "cgroup_kill")]
     tree: bool,
-    /// End everybody in the cgroup of the stale holders' service too, with cgroup.kill where SIGTERM
-    /// is not enough. Everybody in it must be recognised by the rules; a login session's cgroup is
+    /// End everybody in the cgroup of the stale holders' service too, with SIGKILL to all at once where
+    /// SIGTERM is not enough, in a frozen cgroup v2. Everybody in it must be recognised by the rules; a login session's cgroup is
     /// refused. (--cgroup is the rule, this is the deed)
     #[arg(long)]
     cgroup_kill: bool,
