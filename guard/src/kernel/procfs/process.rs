@@ -182,7 +182,13 @@ impl Reading {
         // argv and no exe, never the exe of a live server without its argv.
         let argv = argv(image);
         let (exe, exe_deleted) = exe(image, stat.kernel_thread);
-        let cgroup = read_at(dir.as_fd(), "cgroup").ok().and_then(|text| most_specific_cgroup(&text));
+        // Protection and units stand on it, so "not read" must not pass for "in none".
+        let cgroup = match read_at(dir.as_fd(), "cgroup") {
+            Ok(text) => most_specific_cgroup(&text),
+            // The kernel has no cgroups; or the process is gone, which the second stat shows.
+            Err(errno) if is_gone(errno) => None,
+            Err(errno) => return Err(trouble(tgid, "cgroup", errno)),
+        };
         let wait_channel = read_at(dir.as_fd(), "wchan").ok().and_then(|text| wait_channel(&text));
         // Fails when it died meanwhile: half a description is none.
         let after = read_stat(tgid, dir.as_fd())?;

@@ -72,6 +72,31 @@ fn the_image_of_a_dead_leader_is_read_from_a_live_thread() {
     assert!(leaderless.argv.known().unwrap().contains(&"--nocapture".to_owned()));
 }
 
+/// Who has a socket could otherwise pass for somebody in no service at all.
+#[test]
+fn a_cgroup_that_cannot_be_read_is_an_error_and_not_none() {
+    const TEST: &str = "a_cgroup_that_cannot_be_read_is_an_error_and_not_none";
+    let alone = alone();
+    if !root_or_skip(TEST) {
+        return;
+    }
+    let child = Sleeper::fork(&alone);
+    let tgid = child.tgid();
+    let answer = std::thread::spawn(move || {
+        use nix::mount::{MsFlags, mount};
+        // A mount namespace belongs to a thread, once it does not share its folders any more.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        // Its first page is not mapped: reading there fails with EIO.
+        let (unreadable, file) = ("/proc/self/mem", format!("/proc/{tgid}/cgroup"));
+        mount(Some(unreadable), file.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        process(tgid)
+    });
+    let error = answer.join().unwrap().unwrap_err();
+    assert!(matches!(&error, ProcError::Failed { path, .. } if path.ends_with("/cgroup")), "{error}");
+    assert!(process(tgid).unwrap().unwrap().cgroup.is_some());
+}
+
 #[test]
 fn the_effective_user_counts() {
     let _alone = alone();
