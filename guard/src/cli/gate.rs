@@ -27,7 +27,7 @@ impl Gate {
     pub(super) async fn run(self, verbose: bool) -> anyhow::Result<Exit> {
         let endpoints = self.service.endpoints()?;
         let mut session = self.tier.open(&endpoints).await?;
-        let plan = options::plan_to_wait(endpoints, self.timeout, &session)?;
+        let plan = options::plan_to_wait(endpoints, self.timeout, &session);
         let context =
             Context { service: self.service.name(), command: "gate", dry_run: false, drain: Duration::ZERO };
         let mut output = Output::new(context, self.output.json, verbose, Box::new(std::io::stdout()));

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use guard_core::gate::{Budgets, Goal, Plan, Reach};
 use guard_core::model::{BindSpec, Port};
-use guard_core::policy::{Pattern, Rules};
+use guard_core::policy::{Asker, Pattern, Rules};
 
 use super::exit::UsageError;
 use super::preset::PresetOptions;
@@ -277,13 +277,9 @@ pub(super) fn plan_to_look(
 }
 
 /// A plan that waits and signals nobody.
-pub(super) fn plan_to_wait(
-    endpoints: Vec<BindSpec>,
-    timeout: Duration,
-    session: &Session,
-) -> anyhow::Result<Plan> {
+pub(super) fn plan_to_wait(endpoints: Vec<BindSpec>, timeout: Duration, session: &Session) -> Plan {
     let budgets = Budgets { total: Some(timeout), drain: Duration::ZERO, confirm: CONFIRM };
-    plan(endpoints, Goal::Wait, Rules::default(), budgets, session)
+    plan_of(asker::bystander(), endpoints, Goal::Wait, Rules::default(), budgets, session)
 }
 
 /// A plan that ends the stale holders.
@@ -310,17 +306,20 @@ pub(super) fn plan(
     budgets: Budgets,
     session: &Session,
 ) -> anyhow::Result<Plan> {
-    Ok(Plan {
-        endpoints,
-        goal,
-        rules,
-        asker: asker::asker()?,
-        budgets,
-        recheck: session.recheck(),
-        port_only: false,
-        evict: false,
-        reach: Reach::Owners,
-    })
+    Ok(plan_of(asker::asker()?, endpoints, goal, rules, budgets, session))
+}
+
+fn plan_of(
+    asker: Asker,
+    endpoints: Vec<BindSpec>,
+    goal: Goal,
+    rules: Rules,
+    budgets: Budgets,
+    session: &Session,
+) -> Plan {
+    let recheck = session.recheck();
+    let (port_only, evict, reach) = (false, false, Reach::Owners);
+    Plan { endpoints, goal, rules, asker, budgets, recheck, port_only, evict, reach }
 }
 
 /// A rule that searches for `text` literally.

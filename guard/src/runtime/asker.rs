@@ -1,6 +1,6 @@
 //! Who asks, and what its words mean on this machine.
 
-use guard_core::model::Tgid;
+use guard_core::model::{ProcessId, StartTime, Tgid};
 use guard_core::policy::Asker;
 use tracing::debug;
 
@@ -50,6 +50,23 @@ pub fn may_evict() -> Result<(), EvictError> {
             Ok(())
         }
     }
+}
+
+/// Who only waits: a bind probe needs no `/proc`, and nobody is judged. Where `/proc` shows what
+/// [`asker`] needs, it is the same; else everybody would be protected.
+pub fn bystander() -> Asker {
+    asker().unwrap_or_else(|error| {
+        debug!(%error, "nobody can be judged");
+        Asker {
+            process: ProcessId { tgid: Tgid(std::process::id()), start: StartTime(0) },
+            ancestors: Vec::new(),
+            ancestry_hidden: true,
+            cgroup: None,
+            uid: super::own_uid(),
+            may_signal_others: false,
+            requested: super::request_tick(),
+        }
+    })
 }
 
 /// This process, its ancestors and its rights, as of now.

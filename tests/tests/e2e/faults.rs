@@ -15,6 +15,7 @@ each_tier!(
     larger_buffer,
     wrong_buffers,
     empty_proc,
+    a_gate_needs_no_proc,
     netlink_forbidden
 );
 
@@ -118,19 +119,35 @@ fn wrong_buffers(world: &World) {
 fn empty_proc(world: &World) {
     let port = world.port();
     let old = world.standin("").listen(HERE, port).start();
-    for command in ["status", "gate", "free"] {
+    for command in ["status", "free"] {
         let mut portguard = world.portguard(command, port).address(HERE);
-        if command != "status" {
-            portguard = portguard.timeout("1s");
-        }
         if command == "free" {
-            portguard = portguard.matching("standin");
+            portguard = portguard.timeout("1s").matching("standin");
         }
         let finished = portguard.by(Caller::default().hiding(&["/proc"])).run().expect(3);
         assert!(finished.stderr.contains("/proc"), "{finished}");
         assert!(finished.events.is_empty(), "{finished}");
     }
     assert!(old.all_alive() && !old.termed());
+}
+
+/// It judges nobody, and a bind probe is all the proof there is.
+fn a_gate_needs_no_proc(world: &World) {
+    if world.tier == Tier::Ebpf {
+        // Which network namespace its programs are to watch is told by /proc alone.
+        return;
+    }
+    let port = world.port();
+    let old = world.standin("").listen(HERE, port).start();
+    let gate = world.portguard("gate", port).address(HERE).by(Caller::default().hiding(&["/proc"]));
+    let busy = gate.clone().timeout("500ms").run().expect(1);
+    assert!(old.all_alive() && !old.termed(), "{busy}");
+    let spinner = spin(port);
+    let run = gate.timeout("15s").start();
+    run.event("it waits", |event| event.kind() == "run_step");
+    old.child.signal(Signal::SIGTERM);
+    let finished = run.finish().expect(0);
+    not_early(&finished, spinner);
 }
 
 /// An ordinary user has no BPF, and with hidepid sees its own processes only.
