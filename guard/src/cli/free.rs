@@ -34,26 +34,24 @@ impl Free {
             service: self.service.name(),
             command: "free",
             dry_run: self.ending.dry_run,
-            drain: self.ending.drain,
+            drain: self.ending.drain(),
         };
         let mut output = Output::new(context, self.output.json, verbose, Box::new(std::io::stdout()));
         // One request has one time, however often its port is looked at.
         let mut requested = None;
-        if units::may_respawn() {
-            let mut plan = options::plan_to_rehearse(endpoints.clone(), &self.rules, &self.ending, &session)?;
-            units::ask(&mut plan).await;
-            requested = Some(plan.asker.clone());
-            let gate = session.run(plan, &mut output).await?;
-            let supervised = units::respawning(&gate).await;
-            if !supervised.is_empty() {
-                let why: Vec<String> = supervised.iter().map(|(id, unit)| units::advice(*id, unit)).collect();
-                output.supervised(&gate, &session, &why);
+        let plan = options::plan_to_rehearse(endpoints.clone(), &self.rules, &self.ending, &session)?;
+        let asker = plan.asker.clone();
+        if let Some(foreseen) = units::foresee(&mut session, plan, &mut output).await? {
+            requested = Some(asker);
+            if !foreseen.supervised.is_empty() {
+                output.supervised(&foreseen.gate, &session, &foreseen.supervised);
                 return Ok(Exit::Refused);
             }
         }
         if self.ending.dry_run {
             let mut plan = options::plan_to_rehearse(endpoints, &self.rules, &self.ending, &session)?;
             units::ask(&mut plan).await;
+            self.ending.respect(units::longest_stop_budget(&plan), &mut plan);
             let gate = session.run(plan, &mut output).await?;
             let exit = rehearsed(&gate);
             output.looked(&gate, &session, exit);
@@ -64,6 +62,7 @@ impl Free {
             plan.asker = asker;
         }
         units::ask(&mut plan).await;
+        self.ending.respect(units::longest_stop_budget(&plan), &mut plan);
         let gate = session.run(plan, &mut output).await?;
         let Some(outcome) = gate.outcome() else { return Ok(Exit::Unknown) };
         output.ended(&gate, &session, outcome);

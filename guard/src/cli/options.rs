@@ -193,9 +193,10 @@ pub(super) struct OutputOptions {
 /// Time budgets of a run that may end somebody.
 #[derive(Clone, Debug, Args)]
 pub(super) struct EndingOptions {
-    /// From SIGTERM to SIGKILL, for each process
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
-    pub(super) drain: Duration,
+    /// From SIGTERM to SIGKILL, for each process [default: the TimeoutStopSec= of the --unit or of the
+    /// UNIT to restart, else 10s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    drain: Option<Duration>,
     /// Give up after this long [default: the drain budget and 20s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
@@ -243,10 +244,29 @@ impl EndingOptions {
         self.timeout
     }
 
-    fn total(&self) -> Duration {
-        self.timeout.unwrap_or(self.drain.saturating_add(Duration::from_secs(20)))
+    /// The drain budget where no unit says otherwise.
+    pub(super) fn drain(&self) -> Duration {
+        self.drain.unwrap_or(DRAIN)
+    }
+
+    fn total(&self, drain: Duration) -> Duration {
+        self.timeout.unwrap_or(drain.saturating_add(Duration::from_secs(20)))
+    }
+
+    /// Gives the processes of a unit the time that the unit itself grants them, where the user
+    /// said nothing else.
+    pub(super) fn respect(&self, stop: Option<Duration>, plan: &mut Plan) {
+        if let (None, Some(stop)) = (self.drain, stop) {
+            plan.budgets.drain = stop;
+            if plan.goal == Goal::Free {
+                plan.budgets.total = Some(self.total(stop));
+            }
+        }
     }
 }
+
+/// The drain budget where nobody knows a better one.
+pub(super) const DRAIN: Duration = Duration::from_secs(10);
 
 /// From SIGKILL until a process counts as unkillable.
 const CONFIRM: Duration = Duration::from_secs(5);
@@ -259,7 +279,7 @@ pub(super) fn plan_to_rehearse(
     session: &Session,
 ) -> anyhow::Result<Plan> {
     ending.check()?;
-    let mut plan = plan_to_look(endpoints, rules, ending.drain, session)?;
+    let mut plan = plan_to_look(endpoints, rules, ending.drain(), session)?;
     plan.evict = ending.evict;
     plan.reach = ending.reach();
     Ok(plan)
@@ -290,7 +310,8 @@ pub(super) fn plan_to_free(
     session: &Session,
 ) -> anyhow::Result<Plan> {
     ending.check()?;
-    let budgets = Budgets { total: Some(ending.total()), drain: ending.drain, confirm: CONFIRM };
+    let drain = ending.drain();
+    let budgets = Budgets { total: Some(ending.total(drain)), drain, confirm: CONFIRM };
     let mut plan = plan(endpoints, Goal::Free, rules.rules(), budgets, session)?;
     plan.port_only = ending.port_only;
     plan.evict = ending.evict;

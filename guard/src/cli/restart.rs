@@ -19,6 +19,7 @@ use super::output::Output;
 use super::preset::PresetOptions;
 use super::restart_unit::UnitOptions;
 use super::rules::RuleOptions;
+use super::units;
 use crate::report::Context;
 use crate::runtime::{Command, CommandError, Followed, Session, Tier, now, replace};
 
@@ -77,19 +78,35 @@ impl Restart {
             service: options::name_of_ports(&self.port),
             command: "restart",
             dry_run: self.ending.dry_run,
-            drain: self.ending.drain,
+            drain: self.ending.drain(),
         };
         let mut output = Output::new(context, self.output.json, verbose, Box::new(std::io::stderr()));
+        // One request has one time, however often its port is looked at.
+        let mut requested = None;
+        let plan = options::plan_to_rehearse(endpoints.clone(), &self.rules, &self.ending, &session)?;
+        let asker = plan.asker.clone();
+        if let Some(foreseen) = units::foresee(&mut session, plan, &mut output).await? {
+            requested = Some(asker);
+            if !foreseen.supervised.is_empty() {
+                output.supervised(&foreseen.gate, &session, &foreseen.supervised);
+                return Ok(Exit::Refused);
+            }
+        }
         if self.ending.dry_run {
             let mut plan = options::plan_to_rehearse(endpoints, &self.rules, &self.ending, &session)?;
-            super::units::ask(&mut plan).await;
+            units::ask(&mut plan).await;
+            self.ending.respect(units::longest_stop_budget(&plan), &mut plan);
             let gate = session.run(plan, &mut output).await?;
             let exit = rehearsed(&gate);
             output.looked(&gate, &session, exit);
             return Ok(exit);
         }
         let mut plan = options::plan_to_free(endpoints, &self.rules, &self.ending, &session)?;
-        super::units::ask(&mut plan).await;
+        if let Some(asker) = requested {
+            plan.asker = asker;
+        }
+        units::ask(&mut plan).await;
+        self.ending.respect(units::longest_stop_budget(&plan), &mut plan);
         let gate = session.run(plan, &mut output).await?;
         let Some(outcome @ Outcome::Opened(_)) = gate.outcome() else {
             let outcome = gate.outcome().context("the run ended without an outcome")?;

@@ -13,6 +13,7 @@ use super::free::rehearsed;
 use super::options;
 use super::output::Output;
 use super::restart::Restart;
+use super::units;
 use crate::report::Context;
 use crate::runtime::spelling::parse_user;
 use crate::runtime::{Plans, SystemdError, UnitDoor, listeners_of, now, own_uid};
@@ -62,13 +63,10 @@ impl UnitOptions {
     }
 }
 
-/// Where systemd itself takes no limit for a stop.
-const LONGEST_STOP: Duration = Duration::from_secs(600);
-
 /// From `TimeoutStopSec=` to the longest stop: it holds for SIGTERM and again for what follows.
 fn longest_stop(unit: &Unit) -> Duration {
     let slack = Duration::from_secs(10);
-    unit.timeout_stop.map_or(LONGEST_STOP, |timeout| timeout.saturating_mul(2).saturating_add(slack))
+    unit.timeout_stop.map_or(units::LONGEST_STOP, |timeout| timeout.saturating_mul(2).saturating_add(slack))
 }
 
 impl Restart {
@@ -91,7 +89,7 @@ impl Restart {
             service: unit.name.to_string(),
             command: "restart",
             dry_run: self.ending.dry_run,
-            drain: self.ending.drain,
+            drain: self.ending.drain(),
         };
         let mut output = Output::new(context, self.output.json, verbose, Box::new(std::io::stderr()));
         let began = now();
@@ -108,6 +106,10 @@ impl Restart {
         // One request: whoever the unit's end brings forth is a newcomer to both.
         free.asker = look.asker.clone();
         for plan in [&mut look, &mut free] {
+            self.ending.respect(Some(units::stop_budget(&unit)), plan);
+            // Named once more with --unit, it is still the one to restart.
+            plan.rules.units.retain(|rule| rule.name != unit.name && rule.name != *name);
+            units::ask(plan).await;
             plan.rules.units.push(UnitRule {
                 manager: Some(manager),
                 state: UnitState::Known(unit.clone()),

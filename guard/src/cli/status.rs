@@ -7,6 +7,7 @@ use clap::Args;
 use super::exit::Exit;
 use super::options::{self, OutputOptions, RuleOptions, ServiceOptions, TierOptions, parse_duration};
 use super::output::Output;
+use super::units;
 use crate::report::Context;
 
 /// Looks once and reports.
@@ -18,9 +19,9 @@ pub(super) struct Status {
     output: OutputOptions,
     #[command(flatten)]
     tier: TierOptions,
-    /// The drain budget that `free` would give
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
-    drain: Duration,
+    /// The drain budget that `free` would give [default: as `free` has it]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    drain: Option<Duration>,
     #[command(flatten)]
     rules: RuleOptions,
 }
@@ -30,10 +31,13 @@ impl Status {
         self.rules = self.rules.with_preset(self.service.preset.preset());
         let endpoints = self.service.endpoints()?;
         let mut session = self.tier.open(&endpoints).await?;
-        let mut plan = options::plan_to_look(endpoints, &self.rules, self.drain, &session)?;
-        super::units::ask(&mut plan).await;
-        let context =
-            Context { service: self.service.name(), command: "status", dry_run: false, drain: self.drain };
+        let drain = self.drain.unwrap_or(options::DRAIN);
+        let mut plan = options::plan_to_look(endpoints, &self.rules, drain, &session)?;
+        units::ask(&mut plan).await;
+        if self.drain.is_none() {
+            plan.budgets.drain = units::longest_stop_budget(&plan).unwrap_or(drain);
+        }
+        let context = Context { service: self.service.name(), command: "status", dry_run: false, drain };
         let mut output = Output::new(context, self.output.json, verbose, Box::new(std::io::stdout()));
         if verbose
             && let Output::Human(human) = &mut output

@@ -1,11 +1,14 @@
 //! What service managers say about the units that a command meets.
 
+use std::time::Duration;
+
 use guard_core::gate::{Decision, Gate, Plan};
 use guard_core::model::{ActiveState, Manager, ProcessId, Unit, UnitId};
 use guard_core::policy::UnitState;
 use tracing::debug;
 
-use crate::runtime::{ask_about, asker, own_uid};
+use super::output::Output;
+use crate::runtime::{Session, ask_about, asker, own_uid};
 
 /// Asks about the units that the plan's rules name. Who cannot be asked leaves
 /// the unit's processes protected.
@@ -34,7 +37,7 @@ pub(super) async fn ask(plan: &mut Plan) {
 /// again at once: ending them would free the port for a moment, and for a rival.
 ///
 /// SIGTERM is a clean end to systemd, so `Restart=on-failure` is none of those.
-pub(super) async fn respawning(gate: &Gate) -> Vec<(ProcessId, Unit)> {
+async fn respawning(gate: &Gate) -> Vec<(ProcessId, Unit)> {
     let Some(Decision::End(stale)) = gate.decision() else { return Vec::new() };
     let mut found: Vec<(ProcessId, Unit)> = Vec::new();
     for (id, _) in stale {
@@ -58,13 +61,49 @@ pub(super) async fn respawning(gate: &Gate) -> Vec<(ProcessId, Unit)> {
     found
 }
 
-/// A service manager runs here, so somebody may start again what is ended.
-pub(super) fn may_respawn() -> bool {
-    asker::service_manager_runs()
+/// Where systemd itself takes no limit for a stop.
+pub(super) const LONGEST_STOP: Duration = Duration::from_secs(600);
+
+/// How long a unit grants its processes from SIGTERM to SIGKILL (`TimeoutStopSec=`).
+pub(super) fn stop_budget(unit: &Unit) -> Duration {
+    unit.timeout_stop.unwrap_or(LONGEST_STOP)
+}
+
+/// The longest such time of the units that the plan's rules name, where their manager told it.
+pub(super) fn longest_stop_budget(plan: &Plan) -> Option<Duration> {
+    let known = plan.rules.units.iter().filter_map(|rule| match &rule.state {
+        UnitState::Known(unit) => Some(stop_budget(unit)),
+        UnitState::NoManager | UnitState::Unknown(_) => None,
+    });
+    known.max()
+}
+
+/// What was found before anybody is ended, where a service manager may start again whom a run ends.
+pub(super) struct Foreseen {
+    /// The look.
+    pub(super) gate: Gate,
+    /// Why each of those would be started again at once, and what to do instead.
+    pub(super) supervised: Vec<String>,
+}
+
+/// Looks whom the run would end, and asks about their units; `None` where nobody starts anybody.
+pub(super) async fn foresee(
+    session: &mut Session,
+    mut plan: Plan,
+    output: &mut Output,
+) -> anyhow::Result<Option<Foreseen>> {
+    if !asker::service_manager_runs() {
+        return Ok(None);
+    }
+    ask(&mut plan).await;
+    let gate = session.run(plan, output).await?;
+    let supervised = respawning(&gate).await;
+    let supervised = supervised.iter().map(|(id, unit)| advice(*id, unit)).collect();
+    Ok(Some(Foreseen { gate, supervised }))
 }
 
 /// Why, and what to do instead.
-pub(super) fn advice(id: ProcessId, unit: &Unit) -> String {
+fn advice(id: ProcessId, unit: &Unit) -> String {
     let (name, restart) = (&unit.name, &unit.restart);
     let (whose, stop) = match unit.manager {
         Manager::System => (String::new(), format!("systemctl stop {name}")),

@@ -5,6 +5,7 @@ use guard_tests::{DEADLINE, Finished, Portguard, World, wait_until};
 
 mod asking;
 mod failing;
+mod racing;
 mod stopping;
 
 /// What does not depend on the tier is tested once, in the one that every run begins in.
@@ -19,6 +20,24 @@ macro_rules! once {
     )+ };
 }
 use once;
+
+/// What the tier's own events and looks take part in is tested in those that are driven by events.
+macro_rules! by_events {
+    ($($scenario:ident),+ $(,)?) => { $(
+        mod $scenario {
+            #[test]
+            fn ebpf() {
+                guard_tests::world::play(module_path!(), guard_tests::Tier::Ebpf, super::$scenario);
+            }
+
+            #[test]
+            fn netlink() {
+                guard_tests::world::play(module_path!(), guard_tests::Tier::Netlink, super::$scenario);
+            }
+        }
+    )+ };
+}
+use by_events;
 once!(a_machine_boots);
 
 /// The unit under test.

@@ -9,6 +9,7 @@ once!(
     from_inside_the_unit_it_is_refused,
     the_user_restarts_an_own_unit,
     root_restarts_a_unit_of_another_user,
+    a_unit_named_once_more_as_the_rule_is_restarted,
     a_dry_run_stops_nothing,
     what_systemd_would_start_again_is_not_ended,
     a_running_unit_is_current_and_a_dead_one_leaves_leftovers,
@@ -64,6 +65,26 @@ fn root_restarts_a_unit_of_another_user(world: &World) {
     assert_eq!(machine.ask(Manager::User, &["show", "--value", "-p", "ActiveState", GATEWAY]), "active");
 }
 
+/// `restart UNIT --unit UNIT` is no contradiction: its processes are those to be restarted.
+fn a_unit_named_once_more_as_the_rule_is_restarted(world: &World) {
+    let Some(machine) = boot(world) else { return };
+    let port = world.port();
+    let standin = world.standin("").listen("127.0.0.1", port);
+    machine.start(&Service::new(GATEWAY, &standin).with("Restart=always"));
+    machine.line(GATEWAY, "ready", 0);
+    let other = world.port();
+    machine.start(&Service::new("other.service", &world.standin("").listen("127.0.0.1", other)));
+    machine.line("other.service", "ready", 0);
+    let finished = restart(world, &machine).args(&["--unit", "gateway"]).run().expect(0);
+    assert_eq!(steps(&finished, "unit_stopped").len(), 1, "{finished}");
+    machine.line(GATEWAY, "ready", 1);
+    // Another unit that is named is asked about, and its running instance is not ended.
+    let ports = ["--port", &other.to_string(), "--unit", "other.service"];
+    let refused = restart(world, &machine).args(&ports).run().expect(4);
+    let running = machine.main_process("other.service");
+    assert!(refused.classed(running, "current") && machine.alive(running), "{refused}");
+}
+
 fn a_dry_run_stops_nothing(world: &World) {
     let Some(machine) = boot(world) else { return };
     let port = world.port();
@@ -84,7 +105,14 @@ fn what_systemd_would_start_again_is_not_ended(world: &World) {
     machine.line(GATEWAY, "ready", 0);
     let running = machine.main_process(GATEWAY);
     let free = machine.portguard(world.free(port)).matching("standin");
-    for asked in [free.clone(), free.clone().arg("--dry-run")] {
+    let restart = machine.portguard(world.portguard("restart", port)).matching("standin");
+    let asked = [
+        free.clone(),
+        free.clone().arg("--dry-run"),
+        restart.clone().then(&["true"]),
+        restart.arg("--dry-run").then(&["true"]),
+    ];
+    for asked in asked {
         let finished = asked.run().expect(4);
         assert!(finished.signals().is_empty() && machine.alive(running), "{finished}");
         let advice = finished.of("run_finished")[0].detail().to_owned();

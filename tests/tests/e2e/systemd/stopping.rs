@@ -3,10 +3,15 @@
 use guard_tests::systemd::{Machine, Service};
 use guard_tests::{World, each_tier};
 
-use super::{GATEWAY, boot, once, restart, steps};
+use super::{GATEWAY, boot, by_events, once, restart, steps};
 
 each_tier!(a_stuck_unit_is_killed_by_its_own_budget_and_listens_again);
-once!(an_orphan_of_kill_mode_process_is_ended, a_gateway_outside_its_unit_is_ended, kill_mode_none);
+by_events!(
+    an_orphan_of_kill_mode_process_is_ended,
+    a_gateway_outside_its_unit_is_ended,
+    what_a_unit_leaves_has_the_unit_s_own_time,
+);
+once!(kill_mode_none);
 
 fn gateway(world: &World, port: u16, arguments: &str) -> Service {
     Service::new(GATEWAY, &world.standin(arguments).listen("127.0.0.1", port))
@@ -51,6 +56,38 @@ fn an_orphan_of_kill_mode_process_is_ended(world: &World) {
     assert!(steps(&finished, "unit_note")[0].starts_with("KillMode=process"), "{finished}");
     assert!(!machine.alive(child), "{finished}");
     came_back(&machine);
+}
+
+/// Without --drain, a leftover has the time from SIGTERM to SIGKILL that its unit grants.
+fn what_a_unit_leaves_has_the_unit_s_own_time(world: &World) {
+    let Some(machine) = boot(world) else { return };
+    let port = world.port();
+    let service = gateway(world, port, "--fork-sharer 1 --sharer-on-term hang");
+    machine.start(&service.with("KillMode=process").with("TimeoutStopSec=1200ms"));
+    let ready = machine.line(GATEWAY, "ready", 0);
+    let pid = ready["children"][0].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("a child");
+    let child = machine.process(pid).expect("a child that lives");
+    let finished = restart(world, &machine).run().expect(0);
+    assert_eq!(finished.signals_to(child), ["SIGTERM", "SIGKILL"], "{finished}");
+    let sent = finished.of("signal_sent");
+    let at = |nth: usize| sent[nth].0["mono_ns"].as_u64().expect("a moment");
+    let waited = std::time::Duration::from_nanos(at(1) - at(0));
+    let (own, default) = (std::time::Duration::from_millis(1200), std::time::Duration::from_secs(10));
+    assert!((own..default).contains(&waited), "SIGKILL after {waited:?}\n{finished}");
+    came_back(&machine);
+    // The same of a unit that was stopped and is only named.
+    let again = machine.line(GATEWAY, "ready", 1);
+    let pid = again["children"][0].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("a child");
+    let child = machine.process(pid).expect("a child that lives");
+    machine.systemctl(&["stop", GATEWAY]);
+    let rehearsed =
+        machine.portguard(world.free(port)).args(&["--unit", GATEWAY, "--dry-run"]).run().expect(0);
+    assert!(rehearsed.signals().is_empty() && machine.alive(child), "{rehearsed}");
+    let finished = machine.portguard(world.free(port)).args(&["--unit", GATEWAY]).run().expect(0);
+    let sent = finished.of("signal_sent");
+    let at = |nth: usize| sent[nth].0["mono_ns"].as_u64().expect("a moment");
+    let waited = std::time::Duration::from_nanos(at(1) - at(0));
+    assert!((own..default).contains(&waited), "SIGKILL after {waited:?}\n{finished}");
 }
 
 fn kill_mode_none(world: &World) {
