@@ -81,7 +81,12 @@ fn examine() -> Report {
                 // The lookup needs less than the tier does.
                 lookup = OwnerLookup::load().map_err(|error| error.to_string());
                 let netlink = features::destroy_announcements().is_yes();
-                (if netlink { Tier::Netlink } else { Tier::Poll }, Some(error.to_string()), Vec::new())
+                let why = if features::is_locked_down() {
+                    format!("{}: {error}", features::LOCKED_DOWN)
+                } else {
+                    error.to_string()
+                };
+                (if netlink { Tier::Netlink } else { Tier::Poll }, Some(why), Vec::new())
             }
         };
     let pass = lookup.and_then(|lookup| rehearse(lookup).map_err(|error| error.to_string()));
@@ -126,7 +131,11 @@ fn body(feature: Feature) -> FeatureBody {
         Answer::No { because } => ("no", Some(because)),
         Answer::CouldNotTell { because } => ("could_not_tell", Some(because)),
     };
-    let remedy = if answer == "no" { remedies::remedy(feature.name) } else { None };
+    let name = match &because {
+        Some(because) if because == features::LOCKED_DOWN => "no_lockdown",
+        _ => feature.name,
+    };
+    let remedy = if answer == "no" { remedies::remedy(name) } else { None };
     FeatureBody { name: feature.name, used_for: feature.used_for, answer, because, remedy }
 }
 

@@ -85,7 +85,13 @@ pub struct Feature {
 /// order in which to show them. It takes a few milliseconds: a child process is started and
 /// ended for one of them, and sockets on kernel-chosen ports live for a moment.
 pub fn all() -> Vec<Feature> {
+    let locked_down = is_locked_down();
     let feature = |name, used_for, answer| Feature { name, used_for, answer };
+    // What lockdown takes away is not blamed on anything else. A program that does nothing may
+    // still hook a function then, but none of portguard's does nothing.
+    let unlocked = |answer: fn() -> Answer| {
+        if locked_down { Answer::no(LOCKED_DOWN) } else { answer() }
+    };
     let mut features = vec![
         feature("sock_diag", "listing the sockets on a port", sock_diag_dump()),
         feature("destroy_announcements", "the netlink tier", destroy_announcements()),
@@ -102,9 +108,9 @@ pub fn all() -> Vec<Feature> {
         feature(
             "kernel_functions",
             "the exact moments of release and of the end of TIME_WAIT, and failed binds at no cost to others",
-            bpf::may_hook_functions(),
+            unlocked(bpf::may_hook_functions),
         ),
-        feature("tracefs", "the ebpf tier on a kernel without BTF", bpf::tracefs()),
+        feature("tracefs", "the ebpf tier on a kernel without BTF", unlocked(bpf::tracefs)),
         feature(
             "unprivileged_bpf",
             "the ebpf tier without CAP_BPF (portguard never relies on it)",
@@ -392,12 +398,7 @@ pub fn no_lockdown() -> Answer {
     match fs::read_to_string(path) {
         Ok(text) => lockdown_mode(&text).map_or_else(
             || Answer::could_not_tell(format_args!("{path} has an unexpected form")),
-            |mode| {
-                Answer::yes_or(
-                    mode != "confidentiality",
-                    "the kernel is locked down (confidentiality): boot without lockdown=confidentiality",
-                )
-            },
+            |mode| Answer::yes_or(mode != "confidentiality", LOCKED_DOWN),
         ),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Answer::could_not_tell(format_args!(
             "{path} is not there: securityfs is not mounted, or there is no lockdown"
@@ -405,6 +406,15 @@ pub fn no_lockdown() -> Answer {
         Err(error) => Answer::could_not_tell(format_args!("{path}: {error}")),
     }
 }
+
+/// The kernel certainly refuses programs that read its memory, and files that describe it.
+pub fn is_locked_down() -> bool {
+    matches!(no_lockdown(), Answer::No { .. })
+}
+
+/// Why, in the words of all that it takes away.
+pub const LOCKED_DOWN: &str =
+    "the kernel is locked down (confidentiality), which refuses BPF programs that read its memory";
 
 /// The mode in brackets: `none [integrity] confidentiality`.
 fn lockdown_mode(text: &str) -> Option<&str> {

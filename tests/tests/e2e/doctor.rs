@@ -52,6 +52,31 @@ fn lacks(name: &str, caller: &Caller, expected: &[(&str, &str)]) {
     }
 }
 
+/// What lockdown takes away is blamed on nothing else. Only the file that tells of it is put in place:
+/// a kernel is locked down when it boots.
+#[test]
+fn under_lockdown_nothing_but_lockdown_is_blamed() {
+    const TEST: &str = "doctor::under_lockdown_nothing_but_lockdown_is_blamed";
+    const SCRIPT: &str = "mount -t tmpfs tmpfs /sys/kernel/security &&
+        echo 'none integrity [confidentiality]' > /sys/kernel/security/lockdown && exec \"$0\" doctor --json";
+    if !nix::unistd::geteuid().is_root() {
+        return guard_tests::skip::skip(TEST, "a mount namespace needs root");
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", SCRIPT]).arg(binary());
+    let output = command.output().expect("run unshare");
+    if !output.status.success() {
+        return guard_tests::skip::skip(TEST, &String::from_utf8_lossy(&output.stderr));
+    }
+    let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    for name in ["no_lockdown", "kernel_functions", "tracefs"] {
+        let features = features(&report);
+        let found = features.iter().find(|(found, ..)| *found == name);
+        let Some((_, "no", Some(remedy))) = found else { panic!("{name}: {found:?}\n{report}") };
+        assert!(remedy.contains("boot without lockdown=confidentiality"), "{name}: {remedy}");
+    }
+}
+
 #[test]
 fn an_ordinary_user_is_told_the_capabilities() {
     lacks(
