@@ -58,6 +58,9 @@ pub enum Forbidden {
     Bpf,
     /// `socket(AF_NETLINK, …)`, with `EPERM`.
     Netlink,
+    /// `bind()` to whatever is no netlink address, with `EADDRINUSE`: what a port is like that somebody
+    /// outside of the kernel has, as the Windows side of WSL's mirrored networking does.
+    Binding,
 }
 
 impl Caller {
@@ -199,12 +202,14 @@ impl Caller {
 fn forbid(what: Forbidden) -> std::io::Result<()> {
     // Offsets in `struct seccomp_data`; the low half of an argument comes first.
     const NUMBER: u32 = 0;
+    const THIRD_ARGUMENT: u32 = if cfg!(target_endian = "little") { 32 } else { 36 };
     const FIRST_ARGUMENT: u32 = if cfg!(target_endian = "little") { 16 } else { 20 };
     const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
     const UNLESS_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
     const RETURN: u16 = 0x06; // BPF_RET | BPF_K
     const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
     const REFUSE: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    const IN_USE: u32 = libc::SECCOMP_RET_ERRNO | libc::EADDRINUSE as u32;
     let step = |code, k| libc::sock_filter { code, jt: 0, jf: 0, k };
     let unless = |k, skipped| libc::sock_filter { code: UNLESS_EQUAL, jt: 0, jf: skipped, k };
     let netlink = [
@@ -217,7 +222,18 @@ fn forbid(what: Forbidden) -> std::io::Result<()> {
     ];
     let bpf =
         [step(LOAD, NUMBER), unless(libc::SYS_bpf as u32, 1), step(RETURN, REFUSE), step(RETURN, ALLOW)];
+    // A filter cannot read the address; netlink's is shorter than any other.
+    let binding = [
+        step(LOAD, NUMBER),
+        unless(libc::SYS_bind as u32, 4),
+        step(LOAD, THIRD_ARGUMENT),
+        unless(size_of::<libc::sockaddr_nl>() as u32, 1),
+        step(RETURN, ALLOW),
+        step(RETURN, IN_USE),
+        step(RETURN, ALLOW),
+    ];
     let filter: &[libc::sock_filter] = match what {
+        Forbidden::Binding => &binding,
         Forbidden::Bpf => &bpf,
         Forbidden::Netlink => &netlink,
     };

@@ -143,6 +143,16 @@ fn nobody(inquiry: &Inquiry) -> Note {
                 .to_owned(),
         );
     }
+    if !matches!(
+        inquiry.table,
+        TableSource::SockDiag { bound_only: Some(false) } | TableSource::Procfs { .. }
+    ) {
+        details.push(
+            "where no socket explains it, a seccomp filter or a BPF program refuses the bind, or, in WSL with \
+             mirrored networking, a program of Windows has the port (netstat -ano there)"
+                .to_owned(),
+        );
+    }
     let commands = others
         .listeners
         .iter()

@@ -209,7 +209,9 @@ pub(super) fn held(state: ProcessState, wait_channel: Option<&str>) -> String {
         }
         _ => {
             let place = wait_channel.map(|name| format!(" in {name}")).unwrap_or_default();
-            format!("is uninterruptible{place}: no signal reaches it before it leaves that")
+            format!(
+                "is uninterruptible{place}: SIGTERM waits until it leaves that, and SIGKILL does too unless the kernel lets that be killed"
+            )
         }
     }
 }

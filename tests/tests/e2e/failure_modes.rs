@@ -1,7 +1,7 @@
 //! The failure modes seen in the field, row by row. Those that need a service
 //! manager are tested where one runs.
 
-use guard_tests::caller::{Caller, NOBODY};
+use guard_tests::caller::{Caller, Forbidden, NOBODY};
 use guard_tests::{Cgroup, DEADLINE, Finished, Verdict, World, each_tier, stays, wait_until};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ each_tier!(
     row_08_wrong_address_dual_stack_and_time_wait,
     row_09_foreign_holder,
     row_10_nobody_holds_it,
+    row_10_something_outside_of_the_kernel_s_tables_refuses,
     row_11_restart_loop,
     row_12_asked_from_inside_its_own_cgroup,
     row_14_a_healthy_one_already_runs,
@@ -172,6 +173,27 @@ fn row_10_nobody_holds_it(world: &World) {
     assert!(matches!(finished.code, Some(1 | 3)), "{finished}");
     assert!(finished.signals().is_empty(), "{finished}");
     assert!(sender.all_alive() && !sender.termed(), "{finished}");
+}
+
+/// As under WSL's mirrored networking: the bind fails, and there is no socket at all.
+fn row_10_something_outside_of_the_kernel_s_tables_refuses(world: &World) {
+    const SAID: &str = "the kernel answers EADDRINUSE and shows no holder in this network namespace";
+    let port = world.port();
+    let caller = Caller::init_emptied().forbidding(Forbidden::Binding);
+    let bystander = world.standin("--tag gateway").listen("127.0.0.1", world.port()).start();
+    let free = world.free(port).arg("--any-owner").timeout("1s").by(caller.clone()).run().expect(1);
+    let gate = world.portguard("gate", port).timeout("1s").by(caller.clone()).run().expect(1);
+    let status = world.portguard("status", port).by(caller).run().expect(1);
+    for finished in [free, gate, status] {
+        assert_eq!(finished.verdict(), Verdict::Busy, "{finished}");
+        let [note] = finished.notes("nobody_visible")[..] else { panic!("one such note\n{finished}") };
+        assert!(note.mentions(SAID), "{finished}");
+        for part in ["were listed by sock_diag", "other network namespace", "mirrored networking"] {
+            assert!(note.details().iter().any(|detail| detail.contains(part)), "{part}\n{finished}");
+        }
+        assert!(finished.signals().is_empty(), "{finished}");
+    }
+    assert!(bystander.all_alive() && !bystander.termed());
 }
 
 fn row_11_restart_loop(world: &World) {
