@@ -46,14 +46,19 @@ pub(crate) const ROOMS: &[Room] = &[
         uses: &["guard_core", "runtime", "report"],
     },
     Room {
+        name: "client",
+        files: &["guard/src/client/", "guard/src/client.rs"],
+        uses: &["guard_core", "runtime", "report", "sidecar"],
+    },
+    Room {
         name: "cli",
         files: &["guard/src/cli/", "guard/src/cli.rs"],
-        uses: &["guard_core", "runtime", "report", "sidecar"],
+        uses: &["guard_core", "runtime", "report", "sidecar", "client"],
     },
     Room {
         name: "main",
         files: &["guard/src/main.rs", "guard/src/lib.rs"],
-        uses: &["guard_core", "runtime", "report", "sidecar", "cli"],
+        uses: &["guard_core", "runtime", "report", "sidecar", "client", "cli"],
     },
 ];
 
@@ -114,10 +119,22 @@ pub(crate) const RESERVED: &[Reserved] = &[
         why: "arguments are parsed in cli",
     },
     Reserved {
-        names: &["hyper", "hyper_util", "http_body_util", "toml", "strsim"],
+        names: &["hyper", "hyper_util", "http_body_util"],
+        within: &["guard/"],
+        allowed: &["guard/src/sidecar/", "guard/src/client/"],
+        why: "HTTP is spoken by the sidecar and its client",
+    },
+    Reserved {
+        names: &["toml", "strsim"],
         within: &["guard/"],
         allowed: &["guard/src/sidecar/"],
-        why: "HTTP and the configuration file are the sidecar's",
+        why: "the configuration file is the sidecar's",
+    },
+    Reserved {
+        names: &["ratatui"],
+        within: &["guard/"],
+        allowed: &["guard/src/client/watch/"],
+        why: "only the live view draws on a terminal",
     },
     Reserved {
         names: &["schemars"],

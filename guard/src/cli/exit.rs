@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use crate::client::ClientError;
 pub use crate::report::Exit;
 use crate::runtime::asker::EvictError;
 use crate::runtime::netns::NetnsError;
@@ -41,6 +42,9 @@ pub(super) fn of_error(error: &anyhow::Error) -> Exit {
         return super::restart_unit::exit_of_error(error);
     }
     if matches!(error.downcast_ref::<EvictError>(), Some(EvictError::Denied(_))) {
+        return Exit::NotPermitted;
+    }
+    if matches!(error.downcast_ref::<ClientError>(), Some(ClientError::Denied { .. })) {
         return Exit::NotPermitted;
     }
     match error.downcast_ref::<RuntimeError>() {

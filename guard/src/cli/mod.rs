@@ -15,6 +15,7 @@ mod rules;
 mod run;
 mod status;
 mod units;
+mod watch;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -55,6 +56,8 @@ enum Command {
     Doctor(doctor::Doctor),
     /// The sidecar: guard the configured services, answer over a Unix socket
     Run(run::Run),
+    /// Show the services of the running sidecar, live
+    Watch(watch::Watch),
     /// Check the sidecar's configuration file
     CheckConfig(check_config::CheckConfig),
     #[command(hide = true, name = demo::GATEWAY)]
@@ -70,7 +73,9 @@ impl Command {
             Self::Free(free) => Some(&free.service.bind.netns),
             Self::Restart(restart) => Some(&restart.bind.netns),
             Self::Doctor(doctor) => Some(&doctor.netns),
-            Self::Demo(_) | Self::DemoGateway(_) | Self::CheckConfig(_) | Self::Run(_) => None,
+            Self::Demo(_) | Self::DemoGateway(_) | Self::CheckConfig(_) | Self::Run(_) | Self::Watch(_) => {
+                None
+            }
         }
     }
 }
@@ -114,6 +119,7 @@ fn run(command: Command, verbose: bool) -> anyhow::Result<Exit> {
         Command::Doctor(doctor) => Ok(doctor.run()),
         Command::CheckConfig(check) => check.run(),
         Command::Run(run) => run.run(),
+        Command::Watch(watch) => watch.run(),
         command => in_runtime(command, verbose),
     }
 }
@@ -131,9 +137,11 @@ fn in_runtime(command: Command, verbose: bool) -> anyhow::Result<Exit> {
             Command::Free(free) => free.run(verbose).await,
             Command::Restart(restart) => restart.run(verbose).await,
             Command::Demo(demo) => demo.run(verbose).await,
-            Command::Doctor(_) | Command::DemoGateway(_) | Command::CheckConfig(_) | Command::Run(_) => {
-                Ok(Exit::Done)
-            }
+            Command::Doctor(_)
+            | Command::DemoGateway(_)
+            | Command::CheckConfig(_)
+            | Command::Run(_)
+            | Command::Watch(_) => Ok(Exit::Done),
         }
     });
     // A BPF load that nobody waits for any more must not hold up the exit.

@@ -13,4 +13,4 @@ pub use human::Human;
 pub use json::{Body, Event, Json};
 pub use picture::timeline;
 pub use unit::unit_words;
-pub use words::{Context, outcome_code, overall, span};
+pub use words::{Context, outcome_code, overall, printable, shorten, span, unit as unit_of_cgroup};

@@ -166,7 +166,7 @@ pub(super) fn process(id: ProcessId, process: Option<&Process>) -> String {
 }
 
 /// The systemd unit that a cgroup belongs to, by its name.
-pub(super) fn unit(cgroup: &str) -> Option<&str> {
+pub fn unit(cgroup: &str) -> Option<&str> {
     cgroup.split('/').rev().find(|part| part.ends_with(".service") || part.ends_with(".scope"))
 }
 
@@ -361,7 +361,7 @@ pub fn span(span: Duration) -> String {
 
 /// What a process calls itself must not steer a terminal: no control
 /// characters, and none that turn the direction of the text around.
-pub(super) fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     let steers = |c: char| {
         c.is_control()
             || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -369,7 +369,8 @@ pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if steers(c) { '\u{fffd}' } else { c }).collect()
 }
 
-fn shorten(text: &str, most: usize) -> String {
+/// At most `most` characters, the last of them `…` where some were cut.
+pub fn shorten(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
         text.to_owned()
     } else {

@@ -33,7 +33,7 @@ pub(super) fn json(status: StatusCode, document: &impl Serialize) -> Answer {
 
 /// Anything that is no success.
 pub(super) fn problem(status: StatusCode, error: &'static str, message: impl Into<String>) -> Answer {
-    json(status, &Problem { error, message: message.into() })
+    json(status, &Problem { error: error.into(), message: message.into() })
 }
 
 /// Nothing is there, or nothing that this client may see.

@@ -8,7 +8,7 @@
 mod access;
 mod answers;
 pub mod config;
-mod documents;
+pub(crate) mod documents;
 mod engines;
 mod hub;
 mod metrics;

@@ -31,3 +31,4 @@ mod sidecar_clients;
 mod systemd;
 mod tiers;
 mod users;
+mod watch;
