@@ -55,6 +55,11 @@ impl Cgroup {
     pub fn can_be_killed(&self) -> bool {
         self.folder.join("cgroup.freeze").is_file()
     }
+
+    /// The file to which `1` is written to end all of it (Linux 5.14).
+    pub fn kill_file(&self) -> PathBuf {
+        self.folder.join("cgroup.kill")
+    }
 }
 
 impl Drop for Cgroup {

@@ -61,7 +61,8 @@ fn machine(workspace: &Workspace) -> Result<()> {
 }
 
 fn kernel_facts(workspace: &Workspace) -> Result<()> {
-    found(facts::unpinned(&files(workspace)?))
+    let files = files(workspace)?;
+    found([facts::unpinned(&files), facts::outdated(&files)].concat())
 }
 
 fn found(breaches: Vec<String>) -> Result<()> {

@@ -1,9 +1,18 @@
 //! Compares `guard/KERNEL.md` with the tests: a fact whose test is gone is no fact any more.
 
+use anyhow::{Context as _, Result};
+
 use crate::layer_check::File;
+use crate::vm::answers::FEATURES;
+use crate::vm::plan::ROOT;
+use crate::vm::table::Page;
 
 /// The table of kernel facts.
-const FACTS: &str = "guard/KERNEL.md";
+pub(crate) const FACTS: &str = "guard/KERNEL.md";
+
+/// Between these is a copy of the table of features, in which no row names a test.
+const BEGIN: &str = "<!-- features: begin -->";
+const END: &str = "<!-- features: end -->";
 
 /// Every row that names no test, or one that does not exist, one line each.
 pub(crate) fn unpinned(files: &[File]) -> Vec<String> {
@@ -11,7 +20,12 @@ pub(crate) fn unpinned(files: &[File]) -> Vec<String> {
         return vec![format!("{FACTS}: missing")];
     };
     let mut found = Vec::new();
+    let mut copied = false;
     for (index, line) in facts.text.lines().enumerate() {
+        copied = line == BEGIN || (copied && line != END);
+        if copied {
+            continue;
+        }
         let Some(pins) = last_cell(line) else { continue };
         let names: Vec<&str> = pins.split('`').skip(1).step_by(2).collect();
         if names.is_empty() {
@@ -22,6 +36,33 @@ pub(crate) fn unpinned(files: &[File]) -> Vec<String> {
         }
     }
     found
+}
+
+/// Whether the copy of the table of features is the table, in words if not.
+pub(crate) fn outdated(files: &[File]) -> Vec<String> {
+    let text = |path: &str| files.iter().find(|file| file.path == path).map(|file| file.text.as_str());
+    let (Some(facts), Some(features)) = (text(FACTS), text(FEATURES)) else {
+        return vec![format!("{FACTS} or {FEATURES}: missing")];
+    };
+    match with_features(facts, features) {
+        Ok(new) if new == facts => Vec::new(),
+        Ok(_) => vec![format!(
+            "{FACTS}: its table of features is not {FEATURES}'s; `cargo xtask vm-test --features --write` copies it"
+        )],
+        Err(error) => vec![format!("{FACTS}: {error:#}")],
+    }
+}
+
+/// The page of facts with the table of features as it is now.
+///
+/// # Errors
+///
+/// When the place for it, or the table, is missing.
+pub(crate) fn with_features(facts: &str, features: &str) -> Result<String> {
+    let table = Page::parse(features)?.table(ROOT)?.to_string();
+    let (before, rest) = facts.split_once(BEGIN).with_context(|| format!("no line {BEGIN}"))?;
+    let (_, after) = rest.split_once(END).with_context(|| format!("no line {END}"))?;
+    Ok(format!("{before}{BEGIN}\n\n{table}\n\n{END}{after}"))
 }
 
 /// The last cell of a row of facts; `None` for the heading, the rule below it and for prose.
@@ -45,6 +86,17 @@ mod tests {
     fn unpinned_in(facts: &str) -> usize {
         let file = |path: &str, text: &str| File { path: path.into(), text: text.into() };
         unpinned(&[file(FACTS, facts), file("a.rs", "fn it_holds() {}")]).len()
+    }
+
+    #[test]
+    fn a_copy_of_another_table_is_outdated() {
+        let page = |cell: &str| format!("## {ROOT}\n\n| feature | 5.10 |\n|---|---|\n| btf | {cell} |\n");
+        let facts = with_features(&format!("Facts.\n\n{BEGIN}\n{END}\n"), &page("yes")).unwrap();
+        let file = |path: &str, text: &str| File { path: path.into(), text: text.into() };
+        let outdated = |cell: &str| outdated(&[file(FACTS, &facts), file(FEATURES, &page(cell))]).len();
+        assert_eq!((outdated("yes"), outdated("no")), (0, 1));
+        assert!(unpinned(&[file(FACTS, &facts)]).is_empty());
+        assert!(with_features("no place", &page("yes")).is_err());
     }
 
     #[test]

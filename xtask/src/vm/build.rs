@@ -19,23 +19,26 @@ pub(crate) struct Programs {
     pub(crate) portguard: PathBuf,
     /// PID 1.
     pub(crate) init: PathBuf,
+    /// What asks for the features.
+    pub(crate) probe: PathBuf,
     /// The program that the tests guard.
     pub(crate) stand_in: PathBuf,
-    /// The end-to-end tests.
-    pub(crate) end_to_end: PathBuf,
+    /// The end-to-end tests, where they were asked for.
+    pub(crate) end_to_end: Option<PathBuf>,
     /// The unit tests of package guard, where they were asked for.
     pub(crate) unit: Option<PathBuf>,
 }
 
-/// Builds them, around the BPF object that is there; the unit tests, which take longest, only if `unit`.
+/// Builds them, around the BPF object that is there: the tests only where they are asked for.
 ///
 /// # Errors
 ///
 /// When a build fails.
-pub(crate) fn programs(workspace: &Workspace, unit: bool) -> Result<Programs> {
+pub(crate) fn programs(workspace: &Workspace, end_to_end: bool, unit: bool) -> Result<Programs> {
     say("building static programs for the guests");
     let bins = cargo(workspace, &["build", "--package", "guard", "--package", "guard-tests", "--bins"])?;
-    let tests = cargo(workspace, &["test", "--no-run", "--package", "guard-tests", "--test", "e2e"])?;
+    let tests = || cargo(workspace, &["test", "--no-run", "--package", "guard-tests", "--test", "e2e"]);
+    let tests = end_to_end.then(tests).transpose()?;
     let lib = || cargo(workspace, &["test", "--no-run", "--package", "guard", "--lib"]);
     let unit = unit.then(lib).transpose()?;
     let harness = |built: &Built, target: &str| -> Result<PathBuf> {
@@ -45,8 +48,9 @@ pub(crate) fn programs(workspace: &Workspace, unit: bool) -> Result<Programs> {
     Ok(Programs {
         portguard: bins.binary("portguard")?.to_path_buf(),
         init: bins.binary("vm_init")?.to_path_buf(),
+        probe: bins.binary("vm_probe")?.to_path_buf(),
         stand_in: bins.binary("standin")?.to_path_buf(),
-        end_to_end: harness(&tests, "e2e")?,
+        end_to_end: tests.map(|built| harness(&built, "e2e")).transpose()?,
         unit: unit.map(|built| harness(&built, "guard")).transpose()?,
     })
 }

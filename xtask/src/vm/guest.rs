@@ -118,6 +118,8 @@ pub(crate) struct Ran {
     pub(crate) wrong: Option<String>,
     /// How long it took.
     pub(crate) took: Duration,
+    /// How much of that a processor worked for it: on a machine that is busy with other things, far less.
+    pub(crate) worked: Option<Duration>,
 }
 
 /// How one command went.
@@ -181,10 +183,12 @@ impl Boot<'_> {
             // It may have ended by itself in this moment.
             let _ = child.kill();
         }
+        let worked = processor_time(child.id());
         let status = child.wait().context("waiting for the emulator")?;
         let complaints = complaints.join().unwrap_or_default();
         let Listener { mut ran, bye, .. } = listener;
         ran.took = began.elapsed();
+        ran.worked = worked;
         if late {
             self.blame(&mut ran, &format!("not done after {} s", self.limit.as_secs()));
         } else if !status.success() {
@@ -259,6 +263,18 @@ impl Listener<'_> {
             step.lines.push(line);
         }
     }
+}
+
+/// Of a child that has not been waited for.
+fn processor_time(pid: u32) -> Option<Duration> {
+    // The kernel counts in hundredths of a second for everybody outside of it.
+    const TICK: Duration = Duration::from_millis(10);
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    // utime and stime are numbers 14 and 15; the first one after the name is number 3.
+    let ticks: u32 =
+        fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u32>().ok()).sum();
+    Some(TICK * ticks)
 }
 
 fn forward(pipe: impl Read, mut to: impl FnMut(String) -> bool) {

@@ -19,12 +19,44 @@ use crate::workspace::Workspace;
 /// Where the programs are in a guest.
 pub(crate) const BIN: &str = "/bin";
 
+/// This machine's program that what asks for features runs.
+const PROBED: [&str; 1] = ["sleep"];
+
 /// This machine's programs that the tests run by name. Not all in one, as in busybox: a test may give a copy
 /// another name.
-const HOST_PROGRAMS: [&str; 9] = ["sh", "cat", "cp", "node", "readlink", "sleep", "tail", "touch", "true"];
+const HOST_PROGRAMS: [&str; 19] = [
+    "sh",
+    "cat",
+    "cp",
+    "readlink",
+    "tail",
+    "touch",
+    "true",
+    "env",
+    "mkdir",
+    "mount",
+    "umount",
+    "unshare",
+    "nsenter",
+    "setpriv",
+    "systemctl",
+    "systemd-run",
+    "dbus-daemon",
+    "ip",
+    "ps",
+];
 
-/// The only users of a guest.
-const USERS: &str = "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n";
+/// What the tests run as PID 1 of a namespace, at its own path, and the settings of its bus. Since systemd 255 it has a helper.
+const SYSTEMD: [&str; 2] = ["/usr/lib/systemd/systemd", "/usr/lib/systemd/systemd-executor"];
+const BUS: [&str; 2] = ["/usr/share/dbus-1/system.conf", "/usr/share/dbus-1/session.conf"];
+
+/// A hundred megabytes, which an emulated processor has to unpack.
+const NODE: &str = "node";
+
+/// The only users of a guest; the bus has one of its own.
+const USERS: &str =
+    "root:x:0:0:root:/:/bin/sh\nmessagebus:x:100:100::/:/bin/true\nnobody:x:65534:65534:nobody:/:/bin/sh\n";
+const GROUPS: &str = "root:x:0:\nmessagebus:x:100:\nnogroup:x:65534:\n";
 
 /// The part that all guests share, packed once.
 #[derive(Debug)]
@@ -40,31 +72,40 @@ struct Image {
     files: BTreeSet<PathBuf>,
 }
 
+/// What an image holds besides PID 1 and portguard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// What asks for the features.
+    Probe,
+    /// The tests too, and what they run.
+    Tests,
+    /// Node as well.
+    TestsWithNode,
+}
+
 impl Base {
     /// Packs the programs, and what they in turn need.
     ///
     /// # Errors
     ///
     /// When a file cannot be read.
-    pub(crate) fn pack(workspace: &Workspace, programs: &Programs) -> Result<Self> {
+    pub(crate) fn pack(workspace: &Workspace, programs: &Programs, content: Content) -> Result<Self> {
         let mut image = Image::onto(Vec::new(), BTreeSet::new());
         image.program("/init", &programs.init)?;
         image.program("/bin/portguard", &programs.portguard)?;
-        image.program("/bin/e2e", &programs.end_to_end)?;
-        if let Some(unit) = &programs.unit {
-            image.program("/bin/unit", unit)?;
-        }
-        image.program("/bin/standin", &programs.stand_in)?;
-        for name in HOST_PROGRAMS {
-            let program =
-                which(name).with_context(|| format!("the tests run {name}, which is not installed"))?;
-            image.with_libraries(&format!("{BIN}/{name}"), &program)?;
-        }
-        image.file("/node/server.js", false, &workspace.root().join("tests/node/server.js"))?;
+        image.program("/bin/probe", &programs.probe)?;
+        image.host_programs(&PROBED)?;
         image.content("/etc/passwd", USERS.as_bytes())?;
-        image.content("/etc/group", b"root:x:0:\nnogroup:x:65534:\n")?;
+        image.content("/etc/group", GROUPS.as_bytes())?;
         for folder in ["/proc", "/sys", "/dev", "/run", "/tmp"] {
             image.folder(Path::new(folder))?;
+        }
+        if content != Content::Probe {
+            image.tests(programs)?;
+        }
+        if content == Content::TestsWithNode {
+            image.host_programs(&[NODE])?;
+            image.file("/node/server.js", false, &workspace.root().join("tests/node/server.js"))?;
         }
         Ok(Self { archive: image.archive.finish().context("packing the image")?, folders: image.folders })
     }
@@ -90,6 +131,33 @@ impl Base {
 impl Image {
     fn onto(archive: Vec<u8>, folders: BTreeSet<PathBuf>) -> Self {
         Self { archive: Archive::new(archive), folders, files: BTreeSet::new() }
+    }
+
+    /// The tests and all that they run but Node.
+    fn tests(&mut self, programs: &Programs) -> Result<()> {
+        for (path, harness) in [("/bin/e2e", &programs.end_to_end), ("/bin/unit", &programs.unit)] {
+            if let Some(harness) = harness {
+                self.program(path, harness)?;
+            }
+        }
+        self.program("/bin/standin", &programs.stand_in)?;
+        self.host_programs(&HOST_PROGRAMS)?;
+        for path in SYSTEMD.into_iter().filter(|path| Path::new(path).is_file()) {
+            self.with_libraries(path, Path::new(path))?;
+        }
+        for path in BUS.into_iter().filter(|path| Path::new(path).is_file()) {
+            self.file(path, false, Path::new(path))?;
+        }
+        Ok(())
+    }
+
+    fn host_programs(&mut self, names: &[&str]) -> Result<()> {
+        for name in names {
+            let program =
+                which(name).with_context(|| format!("the tests run {name}, which is not installed"))?;
+            self.with_libraries(&format!("{BIN}/{name}"), &program)?;
+        }
+        Ok(())
     }
 
     fn folder(&mut self, path: &Path) -> io::Result<()> {

@@ -2,8 +2,10 @@
 //!
 //! The order of the files is the way of a kernel: [`series`] names it, [`apt`] fetches its
 //! packages, [`kernel`] takes them apart, [`build`] makes static programs, [`image`] packs them
-//! into an initramfs ([`cpio`]), [`guest`] boots it and listens, [`exceptions`] says what may fail.
+//! into an initramfs ([`cpio`]), [`plan`] says what runs in it, [`guest`] boots it and listens, [`answers`] are
+//! held against a [`table`], [`exceptions`] says what may fail, [`total`] sums up.
 
+pub(crate) mod answers;
 pub(crate) mod apt;
 pub(crate) mod build;
 mod cpio;
@@ -12,4 +14,7 @@ pub(crate) mod guest;
 pub(crate) mod host;
 pub(crate) mod image;
 pub(crate) mod kernel;
+pub(crate) mod plan;
 pub(crate) mod series;
+pub(crate) mod table;
+pub(crate) mod total;

@@ -1,0 +1,181 @@
+//! What runs in which guest.
+
+use std::time::Duration;
+
+use crate::vm::guest::{Manifest, Step};
+use crate::vm::image::{BIN, Content};
+use crate::vm::kernel::Kernel;
+
+/// Situations in which the features are asked for: headings of the pages with what is expected.
+pub(crate) const ROOT: &str = "as root";
+const BARE: &str = "without capabilities";
+const LOCKED: &str = "under lockdown";
+
+/// What the name of a step begins with that asks for features.
+const FEATURES: &str = "features ";
+
+/// The step of the unit tests, which are built only for it.
+const UNIT: &str = "unit";
+
+/// The unit tests of package guard that depend on the kernel begin with this.
+const DOORS: &str = "kernel::";
+
+/// On the guest's clock, which skips what is waited for: nothing takes this long but what hangs.
+const STEP_LIMIT: Duration = Duration::from_secs(30 * 60);
+
+/// Where the tests of a guest note what they skip.
+const SKIPS: &str = "/tmp/skips";
+
+/// The highest number of a capability that all these kernels know.
+const LAST_CAPABILITY: i32 = 40;
+
+/// A kernel in one state.
+#[derive(Clone, Debug)]
+pub(crate) struct Machine {
+    /// The kernel.
+    pub(crate) kernel: Kernel,
+    /// Booted with `lockdown=confidentiality`.
+    pub(crate) locked: bool,
+}
+
+impl Machine {
+    /// For reports and files.
+    pub(crate) fn name(&self) -> String {
+        let state = if self.locked { "-locked" } else { "" };
+        format!("{}{state}", self.kernel.series.name)
+    }
+
+    /// More words for the kernel's command line.
+    pub(crate) fn append(&self) -> &'static str {
+        if self.locked { "lockdown=confidentiality" } else { "" }
+    }
+}
+
+/// The situation whose features a step asks for; `None` for a step with tests.
+pub(crate) fn heading(step: &str) -> Option<&str> {
+    step.strip_prefix(FEATURES)
+}
+
+/// How much is run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Scope<'a> {
+    /// The features and what the verifier says.
+    Features,
+    /// Those, and these tests of the product's core.
+    Core,
+    /// Everything.
+    All,
+    /// Tests whose name contains one of these, and nothing else.
+    Only(&'a [String]),
+}
+
+impl Scope<'_> {
+    /// Whether the kernel is also booted locked down.
+    pub(crate) const fn locks_down(self) -> bool {
+        !matches!(self, Self::Only(_))
+    }
+
+    /// Whether the end-to-end tests have to be there.
+    pub(crate) fn wants_end_to_end(self) -> bool {
+        match self {
+            Self::Features => false,
+            Self::Core | Self::All => true,
+            Self::Only(filters) => filters.iter().any(|filter| !filter.starts_with(DOORS)),
+        }
+    }
+
+    /// Whether the unit tests have to be there.
+    pub(crate) fn wants_unit(self) -> bool {
+        match self {
+            Self::Features => false,
+            Self::Core | Self::All => true,
+            Self::Only(filters) => filters.iter().any(|filter| filter.starts_with(DOORS)),
+        }
+    }
+
+    /// What this machine's image has to hold.
+    pub(crate) fn content(self, machine: &Machine) -> Content {
+        match self {
+            Self::Features => Content::Probe,
+            Self::Core => Content::Tests,
+            Self::All if machine.locked => Content::Tests,
+            Self::All | Self::Only(_) => Content::TestsWithNode,
+        }
+    }
+
+    /// What a machine is to do.
+    pub(crate) fn manifest(self, machine: &Machine) -> Manifest {
+        let mut steps = Vec::new();
+        let all: &[&str] = &[];
+        match self {
+            Self::Only(filters) => {
+                let filters = filters.iter().map(String::as_str);
+                let (doors, scenarios): (Vec<_>, Vec<_>) =
+                    filters.partition(|filter| filter.starts_with(DOORS));
+                if !doors.is_empty() {
+                    steps.push(step(UNIT, "/bin/unit", &doors));
+                }
+                if !scenarios.is_empty() {
+                    steps.push(step("e2e", "/bin/e2e", &scenarios));
+                }
+            }
+            _ if machine.locked => {
+                steps.push(features(LOCKED));
+                if !matches!(self, Self::Features) {
+                    let mut lower = step("e2e", "/bin/e2e", &WITHOUT_BPF);
+                    lower.environment.push(("PORTGUARD_TEST_TIERS".to_owned(), "netlink,poll".to_owned()));
+                    steps.push(lower);
+                }
+            }
+            _ => {
+                steps.push(features(ROOT));
+                steps.push(Step { without: (0..=LAST_CAPABILITY).collect(), ..features(BARE) });
+                match self {
+                    Self::Core => {
+                        steps.push(step(UNIT, "/bin/unit", &[DOORS]));
+                        steps.push(step("e2e", "/bin/e2e", &CORE));
+                    }
+                    Self::All => {
+                        steps.push(step(UNIT, "/bin/unit", &[DOORS]));
+                        steps.push(step("e2e", "/bin/e2e", all));
+                    }
+                    Self::Features | Self::Only(_) => {}
+                }
+            }
+        }
+        Manifest { steps }
+    }
+}
+
+/// The scenarios that a release has to pass on every kernel, in every tier.
+const CORE: [&str; 4] = ["failure_modes::", "conflicts::", "evicting::", "tiers::"];
+
+/// Those that show that the lower tiers give the same verdicts where BPF is refused.
+const WITHOUT_BPF: [&str; 2] = ["failure_modes::", "conflicts::"];
+
+fn features(situation: &str) -> Step {
+    step(&format!("{FEATURES}{situation}"), "/bin/probe", &[])
+}
+
+fn step(name: &str, program: &str, arguments: &[&str]) -> Step {
+    let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let environment = vec![
+        variable("PATH", BIN),
+        variable("HOME", "/"),
+        variable("PORTGUARD_BIN", "/bin/portguard"),
+        variable("PORTGUARD_TEST_BIN_DIR", BIN),
+        variable("PORTGUARD_TEST_NODE_DIR", "/node"),
+        variable("PORTGUARD_TEST_SKIPS", SKIPS),
+        // Waiting costs nothing there, so more at a time would only slow each other down.
+        variable("RUST_TEST_THREADS", "2"),
+    ];
+    let arguments = arguments.iter().map(|argument| (*argument).to_owned());
+    Step {
+        name: name.to_owned(),
+        limit: STEP_LIMIT,
+        collect: Some(SKIPS.to_owned()),
+        environment,
+        without: Vec::new(),
+        command: std::iter::once(program.to_owned()).chain(arguments).collect(),
+    }
+}
