@@ -240,7 +240,7 @@ fn recognise(chance: &mut Chance, kernel: &mut Kernel, plan: &mut Plan, family: 
     let rule = UnitRule { state, restarted, ..UnitRule::named("gateway") };
     plan.rules.units.push(rule);
     kernel.service =
-        Service { unit: true, by_unit_alone, keeps_instance: keeps_instance && !restarted, main };
+        Service { unit: true, by_unit_alone, restarted, keeps_instance: keeps_instance && !restarted, main };
 }
 
 fn unit(active_state: ActiveState, main_pid: Option<ProcessId>) -> Unit {

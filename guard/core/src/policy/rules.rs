@@ -65,6 +65,9 @@ impl UnitRule {
 /// `--match a --match b --uid 7` reads (a or b) and uid 7. With no rule at all
 /// nobody is recognised, and a comm alone recognises nobody.
 ///
+/// A unit that is to be restarted needs no other rule: its manager stops whoever
+/// is in it. The other rules are for who is outside.
+///
 /// A unit goes further: who is in another service is never recognised, and who
 /// is in no service at all (a login session, a terminal, the root cgroup) is
 /// recognised when everything else fits and its argv or exe is among that. It
@@ -85,8 +88,9 @@ pub struct Rules {
     pub units: Vec<UnitRule>,
     /// Everybody is recognised. Protection still holds.
     pub any_owner: bool,
-    /// Nobody in a service's cgroup is recognised, whatever the other rules say:
-    /// this run cannot stop a unit, and its manager would start a rival.
+    /// Nobody in the cgroup of a service that is not restarted is recognised,
+    /// whatever the other rules say: nothing stops that unit first, and its
+    /// manager would start a rival.
     pub spare_services: bool,
 }
 
@@ -142,6 +146,7 @@ impl Rules {
     pub(super) fn recognise(&self, process: &Process) -> (bool, Vec<Reason>) {
         if self.spare_services
             && let Some(unit) = process.unit().filter(UnitId::is_service)
+            && self.by_stop(process).is_none()
         {
             return (false, vec![Reason::ServiceIsSpared(unit)]);
         }
@@ -154,6 +159,9 @@ impl Rules {
         }
         if self.is_empty() {
             return (false, vec![Reason::NoRules]);
+        }
+        if let Some(by_stop) = self.by_stop(process) {
+            return (true, by_stop);
         }
         let kinds = [
             self.by_pattern(process),
@@ -183,10 +191,17 @@ impl Rules {
         (recognised, reasons)
     }
 
+    /// Its unit is to be restarted, so its manager stops it, whatever the other rules say.
+    fn by_stop(&self, process: &Process) -> Option<Vec<Reason>> {
+        let rules = self.units.iter().filter(|rule| rule.restarted);
+        let id = rules.filter_map(|rule| rule.has(process)).next()?;
+        let (rule, value) = (id.name.to_string(), id.to_string());
+        Some(vec![Reason::Matched { field: Field::Unit, rule, value }, Reason::UnitIsRestarted(id)])
+    }
+
     fn about_its_unit(&self, process: &Process) -> Option<Reason> {
         let (rule, id) = self.units.iter().find_map(|rule| Some((rule, rule.has(process)?)))?;
         match &rule.state {
-            _ if rule.restarted => Some(Reason::UnitIsRestarted(id)),
             UnitState::Known(unit) => Some(Reason::UnitDoesNotRun(id, unit.active_state.clone())),
             UnitState::NoManager | UnitState::Unknown(_) => None,
         }

@@ -140,6 +140,8 @@ pub(in crate::gate) struct Service {
     pub(in crate::gate) unit: bool,
     /// The rules ask for its argv too, or for nothing else.
     pub(in crate::gate) by_unit_alone: bool,
+    /// Its manager stops it, so whoever is in it needs no other rule.
+    pub(in crate::gate) restarted: bool,
     /// What is in its cgroup is the running instance, or may be.
     pub(in crate::gate) keeps_instance: bool,
     /// The running instance's main process, wherever it is.
@@ -152,7 +154,9 @@ impl Service {
         match proc.birth.place {
             _ if any_owner => true,
             _ if !self.unit => looks_like_it,
-            place if place.is_unit() || self.main == Some(proc.id) => self.by_unit_alone || looks_like_it,
+            place if place.is_unit() || self.main == Some(proc.id) => {
+                self.restarted || self.by_unit_alone || looks_like_it
+            }
             Place::Session => looks_like_it && !self.by_unit_alone,
             _ => false,
         }

@@ -153,6 +153,24 @@ fn the_running_instance_of_a_unit_is_current_whatever_else_is_asked_for() {
 }
 
 #[test]
+fn who_is_in_the_unit_that_is_to_be_restarted_needs_no_other_rule() {
+    let own = UnitRule { restarted: true, ..UnitRule::named("gateway") };
+    let rules = || Rules {
+        comm: vec!["another".to_owned()],
+        uid: vec![Uid(4711)],
+        units: vec![own.clone()],
+        spare_services: true,
+        ..Rules::default()
+    };
+    assert_eq!(class(&inside(UNIT), &rules()), Class::Stale);
+    // Another service's manager would start a rival, whoever is recognised.
+    assert_eq!(class(&inside("/system.slice/other.service"), &rules()), Class::Foreign);
+    let any = Rules { any_owner: true, ..rules() };
+    assert_eq!(class(&inside("/system.slice/other.service"), &any), Class::Foreign);
+    assert_eq!(class(&inside(UNIT), &any), Class::Stale);
+}
+
+#[test]
 fn the_instance_of_a_unit_that_is_to_be_restarted_is_stale() {
     let state = UnitState::Known(known(ActiveState::Active, Some(gateway().id)));
     let restarted = UnitRule { restarted: true, ..rule(state) };
