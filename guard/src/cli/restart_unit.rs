@@ -257,6 +257,9 @@ pub(super) fn exit_of_error(error: &SystemdError) -> Exit {
         SystemdError::Malformed { .. } => Exit::Usage,
         SystemdError::Denied { .. } => Exit::NotPermitted,
         SystemdError::NoBus { source, .. } if source.is_denied() => Exit::NotPermitted,
-        SystemdError::NoBus { .. } | SystemdError::Failed { .. } | SystemdError::Lost { .. } => Exit::Unknown,
+        SystemdError::NoBus { .. }
+        | SystemdError::Failed { .. }
+        | SystemdError::Late { .. }
+        | SystemdError::Lost { .. } => Exit::Unknown,
     }
 }

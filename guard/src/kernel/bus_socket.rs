@@ -8,10 +8,12 @@
 //! it.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use guard_core::model::Uid;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, socket};
 use rustix::thread::set_thread_res_uid;
 
 /// An id that stays as it is.
@@ -60,17 +62,26 @@ impl BusSocketError {
 pub fn connect(path: &Path, uid: Uid) -> Result<UnixStream, BusSocketError> {
     let to = |source| BusSocketError::Connect { path: path.to_owned(), source };
     if own_uid() == uid {
-        return UnixStream::connect(path).map_err(to);
+        return at_once(path).map_err(to);
     }
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("bus".to_owned()).spawn_scoped(scope, || {
             set_thread_res_uid(KEEP, rustix::process::Uid::from_raw(uid.0), KEEP)
                 .map_err(|errno| BusSocketError::Denied { uid, source: errno.into() })?;
-            UnixStream::connect(path).map_err(to)
+            at_once(path).map_err(to)
         });
         let ended = thread.map_err(BusSocketError::Thread)?.join();
         ended.unwrap_or_else(|_| Err(BusSocketError::Thread(io::Error::other("the thread panicked"))))
     })
+}
+
+/// A bus whose queue is full is an error (`EAGAIN`): whoever is on the socket
+/// of some user could keep a blocking `connect()` waiting for ever.
+fn at_once(path: &Path) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    nix::sys::socket::connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(UnixStream::from(fd))
 }
 
 /// The effective user id of this process.
@@ -107,5 +118,23 @@ mod tests {
         }
         let missing = connect(&folder.path().join("missing"), own);
         assert!(missing.unwrap_err().to_string().contains("/missing"));
+    }
+
+    #[test]
+    fn a_bus_that_accepts_nobody_keeps_nobody_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bus");
+        let listener = UnixListener::bind(&path).unwrap();
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(1).unwrap()).unwrap();
+        let mut queued = Vec::new();
+        let full = loop {
+            match connect(&path, own_uid()) {
+                Ok(stream) => queued.push(stream),
+                Err(error) => break error,
+            }
+            assert!(queued.len() < 100, "the queue has an end");
+        };
+        let BusSocketError::Connect { source, .. } = &full else { panic!("{full}") };
+        assert_eq!(source.kind(), io::ErrorKind::WouldBlock, "{full}");
     }
 }

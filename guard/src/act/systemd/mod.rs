@@ -9,6 +9,7 @@ mod unit;
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::time::Duration;
 
 use futures_core::Stream;
 use guard_core::model::{Manager, Unit, UnitName};
@@ -76,6 +77,14 @@ pub enum SystemdError {
         operation: String,
         /// What is missing.
         what: &'static str,
+    },
+    /// The manager keeps one waiting.
+    #[error("{} has not answered within {after:?}", words(*manager))]
+    Late {
+        /// Which manager.
+        manager: Manager,
+        /// How long it was waited for.
+        after: Duration,
     },
     /// The connection broke.
     #[error("the connection to {} broke", words(*manager))]

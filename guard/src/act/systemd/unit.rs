@@ -34,8 +34,9 @@ pub(super) fn read(
     let unit = Unit {
         name: UnitName::new(&text(general, "Id").ok_or("Id")?),
         manager,
-        main_pid: identified(main_pid),
-        control_group: text(service, "ControlGroup").filter(|path| !path.is_empty()),
+        main_pid: identified(main_pid, manager),
+        control_group: text(service, "ControlGroup")
+            .filter(|path| !path.is_empty() && may_speak_for(manager, path)),
         kill_mode: match text(service, "KillMode").ok_or("KillMode")?.as_str() {
             "process" => KillMode::Process,
             "mixed" => KillMode::Mixed,
@@ -62,6 +63,16 @@ pub(super) fn read(
     Ok((unit, details))
 }
 
+/// A user's manager, or whoever answers on the user's bus in its place, speaks
+/// for what is below its own unit (`user@7.service`), and for nobody else's
+/// processes: who is in a unit's cgroup may be ended.
+fn may_speak_for(manager: Manager, path: &str) -> bool {
+    match manager {
+        Manager::System => true,
+        Manager::User(uid) => path.split('/').any(|part| part == format!("user@{uid}.service")),
+    }
+}
+
 /// How the last main process ended; `None` while it runs, and before there was one.
 fn main_exit(service: &Properties) -> Option<MainExit> {
     // CLD_EXITED, CLD_KILLED and CLD_DUMPED of siginfo.
@@ -74,10 +85,18 @@ fn main_exit(service: &Properties) -> Option<MainExit> {
 }
 
 /// The process that has this number now: a manager tells numbers only.
-fn identified(pid: u32) -> Option<ProcessId> {
+fn identified(pid: u32, manager: Manager) -> Option<ProcessId> {
     let tgid = Some(Tgid(pid)).filter(|_| pid != 0)?;
-    let start = procfs::start_time(tgid).ok().flatten()?;
-    Some(ProcessId { tgid, start })
+    match manager {
+        Manager::System => {
+            let start = procfs::start_time(tgid).ok().flatten()?;
+            Some(ProcessId { tgid, start })
+        }
+        Manager::User(_) => {
+            let process = procfs::process(tgid).ok().flatten()?;
+            may_speak_for(manager, process.cgroup.as_deref()?).then_some(process.id)
+        }
+    }
 }
 
 fn get<T>(properties: &Properties, name: &str) -> Option<T>
@@ -93,4 +112,28 @@ fn text(properties: &Properties, name: &str) -> Option<String> {
 
 fn texts(properties: &Properties, name: &str) -> Vec<String> {
     get(properties, name).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use guard_core::model::Uid;
+
+    use super::*;
+
+    #[test]
+    fn a_users_manager_speaks_for_nobody_elses_processes() {
+        let user = Manager::User(Uid(7));
+        let own = "/user.slice/user-7.slice/user@7.service/app.slice/x.service";
+        assert!(may_speak_for(user, own) && may_speak_for(Manager::System, "/system.slice/x.service"));
+        // In a container whose cgroups are seen from outside.
+        assert!(may_speak_for(user, &format!("/docker/0123{own}")));
+        for foreign in [
+            "/system.slice/sshd.service",
+            "/user.slice/user-8.slice/user@8.service/app.slice/x.service",
+            "/user.slice/user-7.slice/session-1.scope",
+            "/",
+        ] {
+            assert!(!may_speak_for(user, foreign), "{foreign}");
+        }
+    }
 }
