@@ -6,11 +6,13 @@ pub mod daemon;
 mod doors;
 pub mod engine;
 pub mod netns;
+pub mod preset;
 mod restart;
 pub mod spelling;
 pub mod surroundings;
 #[cfg(test)]
 mod tests;
+pub mod units;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};

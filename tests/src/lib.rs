@@ -24,6 +24,7 @@ pub mod portguard;
 pub mod process;
 pub mod schema;
 pub mod sidecar;
+pub mod sidecar_unit;
 pub mod skip;
 pub mod spin;
 pub mod standin;

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -94,13 +94,8 @@ impl Sidecar {
         std::fs::write(config, format!("{}{services}", self.head)).expect("a configuration");
     }
 
-    /// A curl at its socket; `--fail` and the like are up to the caller.
     fn curl(&self, caller: &Caller, arguments: &[&str], path: &str) -> Command {
-        let mut command = Command::new("curl");
-        command.args(["--silent", "--show-error", "--no-buffer", "--unix-socket"]).arg(&self.socket);
-        command.args(arguments).arg(format!("http://portguard{path}"));
-        caller.apply(&mut command);
-        command
+        curl(&self.socket, caller, arguments, path)
     }
 
     /// `GET path`
@@ -118,15 +113,8 @@ impl Sidecar {
     /// # Panics
     /// When there is no answer in time.
     pub fn ask(&self, caller: &Caller, arguments: &[&str], path: &str) -> Answer {
-        let whole: Vec<&str> =
-            arguments.iter().copied().chain(["--max-time", "20", "--write-out", "\n%{http_code}"]).collect();
-        let output = self.curl(caller, &whole, path).output().expect("curl");
-        let said = String::from_utf8(output.stdout).expect("UTF-8");
-        let errors = String::from_utf8_lossy(&output.stderr);
-        let (text, code) = said.rsplit_once('\n').unwrap_or_else(|| panic!("no answer: {errors}"));
-        let code = code.parse().unwrap_or_else(|_| panic!("no code in {said:?}"));
-        assert_ne!(code, 0, "{path}: {errors}\n{}", self.child.said());
-        Answer { code, text: text.to_owned() }
+        ask(&self.socket, caller, arguments, path)
+            .unwrap_or_else(|why| panic!("{path}: {why}\n{}", self.child.said()))
     }
 
     /// A curl that follows the events, one a line, once it has the first.
@@ -183,6 +171,29 @@ impl Sidecar {
     pub fn verdict(&self, name: &str) -> String {
         let document = self.get(&format!("/v1/services/{name}")).json();
         document["verdict"].as_str().unwrap_or_else(|| panic!("no verdict in {document}")).to_owned()
+    }
+}
+
+/// A curl at a socket; `--fail` and the like are up to the caller.
+fn curl(socket: &Path, caller: &Caller, arguments: &[&str], path: &str) -> Command {
+    let mut command = Command::new("curl");
+    command.args(["--silent", "--show-error", "--no-buffer", "--unix-socket"]).arg(socket);
+    command.args(arguments).arg(format!("http://portguard{path}"));
+    caller.apply(&mut command);
+    command
+}
+
+/// What curl is answered at a socket, or its complaint.
+pub(crate) fn ask(socket: &Path, caller: &Caller, arguments: &[&str], path: &str) -> Result<Answer, String> {
+    let whole: Vec<&str> =
+        arguments.iter().copied().chain(["--max-time", "20", "--write-out", "\n%{http_code}"]).collect();
+    let output = curl(socket, caller, &whole, path).output().expect("curl");
+    let said = String::from_utf8(output.stdout).expect("UTF-8");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    let (text, code) = said.rsplit_once('\n').ok_or_else(|| format!("no answer: {errors}"))?;
+    match code.parse() {
+        Ok(0) | Err(_) => Err(errors),
+        Ok(code) => Ok(Answer { code, text: text.to_owned() }),
     }
 }
 

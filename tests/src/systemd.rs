@@ -334,7 +334,7 @@ impl Machine {
     }
 
     /// Its root folder, as seen from outside.
-    fn root(&self) -> PathBuf {
+    pub fn root(&self) -> PathBuf {
         Path::new("/proc").join(self.init.to_string()).join("root")
     }
 

@@ -21,7 +21,11 @@ impl CheckConfig {
         let config = Config::load(&self.file).map_err(|error| UsageError(error.to_string()))?;
         let names: Vec<&str> = config.services.iter().map(|service| service.name.as_str()).collect();
         // Nobody may be reading: the exit code tells all the same.
-        drop(writeln!(std::io::stdout(), "{}: good, guards {}", self.file.display(), names.join(", ")));
+        let mut text = format!("{}: good, guards {}\n", self.file.display(), names.join(", "));
+        for service in &config.services {
+            text.push_str(&format!("  {}\n", service.in_words()));
+        }
+        drop(std::io::stdout().write_all(text.as_bytes()));
         Ok(Exit::Done)
     }
 }

@@ -1,4 +1,4 @@
-//! Services that come with their rules: data, which the core knows nothing of.
+//! The options that name a service that comes with its rules.
 
 use std::num::NonZeroU16;
 
@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::exit::UsageError;
 use super::options::parse_port;
+use crate::runtime::preset::{self, Expansion};
 
 /// A service that comes with its rules.
 #[derive(Clone, Debug, Args)]
@@ -58,44 +59,11 @@ pub(super) enum Preset {
     Openclaw,
 }
 
-/// What a preset expands to.
-#[derive(Debug)]
-pub(super) struct Expansion {
-    /// As `--match`.
-    pub(super) patterns: &'static [&'static str],
-    /// As `--comm`.
-    pub(super) comm: &'static [&'static str],
-    /// Names the port in the environment.
-    pub(super) port_variable: &'static str,
-    /// Without any other word on it.
-    pub(super) port: u16,
-    /// The port of a named profile.
-    pub(super) profile_port: fn(&str) -> u16,
-    /// The exit code of an instance that finds a healthy one running.
-    pub(super) already_runs: i32,
-}
-
-/// Its process shows either the title that it gave itself or how it was started,
-/// with node or bun and one of these entry points; the comm is that of the title,
-/// of Node.js's main thread, or of the program.
-const OPENCLAW: Expansion = Expansion {
-    patterns: &[
-        r"^openclaw-gateway( |$)",
-        r"(^|[ /])openclaw(\.mjs)? ([^ ]+ )*gateway( |$)",
-        r"(^|[ /])dist/(index|entry)\.m?js ([^ ]+ )*gateway( |$)",
-    ],
-    comm: &["openclaw-gatewa", "openclaw", "MainThread", "node", "bun"],
-    port_variable: "OPENCLAW_GATEWAY_PORT",
-    port: 18789,
-    profile_port: openclaw_profile_port,
-    already_runs: 78,
-};
-
 impl Preset {
     /// The data.
     pub(super) const fn expansion(self) -> &'static Expansion {
         match self {
-            Self::Openclaw => &OPENCLAW,
+            Self::Openclaw => &preset::OPENCLAW,
         }
     }
 
@@ -108,52 +76,5 @@ impl Preset {
         let ports: String = ports.iter().map(|port| format!(" --port {port}")).collect();
         let rules = format!("{}{}", words("match", expansion.patterns), words("comm", expansion.comm));
         format!("{}{rules}", ports.trim_start())
-    }
-}
-
-fn openclaw_profile_port(profile: &str) -> u16 {
-    // Below 60,000 whatever the hash.
-    20_000 + u16::try_from(fnv1a_32(profile.as_bytes()) % 40_000).unwrap_or(0)
-}
-
-/// The 32-bit FNV-1a hash (Fowler, Noll and Vo).
-fn fnv1a_32(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::runtime::spelling::Regex;
-    use guard_core::policy::Pattern as _;
-
-    #[test]
-    fn the_hash_is_fnv1a() {
-        // The published test vectors.
-        assert_eq!(fnv1a_32(b""), 0x811c_9dc5);
-        assert_eq!(fnv1a_32(b"a"), 0xe40c_292c);
-        assert_eq!(fnv1a_32(b"foobar"), 0xbf9c_f968);
-        assert_eq!(openclaw_profile_port("a"), 20_000 + (0xe40c_292c_u32 % 40_000) as u16);
-    }
-
-    #[test]
-    fn the_gateway_is_recognised_as_it_shows_itself_and_nobody_else() {
-        let patterns: Vec<Regex> =
-            OPENCLAW.patterns.iter().map(|text| text.parse().expect("a regular expression")).collect();
-        for (argv, is_it) in [
-            ("openclaw-gateway", true),
-            ("openclaw-gateway --port 18789", true),
-            ("node dist/index.js gateway", true),
-            ("/usr/bin/node /opt/openclaw/dist/entry.js --profile blue gateway run", true),
-            ("bun /usr/lib/node_modules/openclaw/openclaw.mjs gateway --port 19000", true),
-            ("/usr/local/bin/openclaw gateway run", true),
-            ("openclaw-gatewayd", false),
-            ("node dist/index.js agent", false),
-            ("node dist/index.js gateways", false),
-            ("openclaw status", false),
-            ("node server.js", false),
-        ] {
-            assert_eq!(patterns.iter().any(|pattern| pattern.is_match(argv)), is_it, "{argv}");
-        }
     }
 }

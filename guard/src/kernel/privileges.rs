@@ -23,11 +23,29 @@ const NEEDED: CapabilitySet = CapabilitySet::KILL
 ///
 /// When the kernel refuses.
 pub fn give_up_capabilities() -> io::Result<()> {
+    keep(NEEDED)
+}
+
+/// What the one thread needs that speaks to service managers: a user's bus knows
+/// a client by its user, and the start times of other users' processes may be
+/// hidden (`hidepid=`).
+const FOR_UNITS: CapabilitySet = CapabilitySet::SETUID.union(CapabilitySet::SYS_PTRACE);
+
+/// As [`give_up_capabilities`], for the thread that speaks to service managers.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn keep_for_units() -> io::Result<()> {
+    keep(FOR_UNITS)
+}
+
+fn keep(these: CapabilitySet) -> io::Result<()> {
     let has = capabilities(None)?;
     let kept = CapabilitySets {
-        effective: has.effective & NEEDED,
-        permitted: has.permitted & NEEDED,
-        inheritable: has.inheritable & NEEDED,
+        effective: has.effective & these,
+        permitted: has.permitted & these,
+        inheritable: has.inheritable & these,
     };
     Ok(set_capabilities(None, kept)?)
 }
@@ -57,5 +75,17 @@ mod tests {
         })
         .join()
         .expect("the thread");
+    }
+
+    #[test]
+    fn no_thread_but_the_one_for_units_may_become_another_user() {
+        std::thread::spawn(|| {
+            keep_for_units().expect("nobody is kept from giving up");
+            let left = capabilities(None).expect("capabilities");
+            assert!(FOR_UNITS.contains(left.permitted), "{left:?}");
+        })
+        .join()
+        .expect("the thread");
+        assert!(!NEEDED.contains(CapabilitySet::SETUID));
     }
 }

@@ -2,8 +2,10 @@
 
 use guard_core::gate::Outcome;
 use guard_core::model::Verdict;
+use guard_core::restart::{Ahead, End, JobKind};
 
 use super::overall;
+use crate::runtime::SystemdError;
 
 /// How a command ended, for the process that waits for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,37 @@ impl Exit {
             Outcome::NotPermitted(_) | Outcome::CannotSignal(..) | Outcome::CannotEvict(_) => {
                 Self::NotPermitted
             }
+        }
+    }
+
+    /// How the end of a unit's restart is told.
+    pub const fn of_restart(end: &End) -> Self {
+        match end {
+            End::Restarted(_) => Self::Done,
+            End::NotBegun(Ahead::Refused(_)) => Self::Refused,
+            End::NotBegun(Ahead::NotPermitted(_)) | End::JobRefused { denied: true, .. } => {
+                Self::NotPermitted
+            }
+            End::NotBegun(Ahead::Unknown(_) | Ahead::Clear) | End::Lost(_) => Self::Unknown,
+            End::NotStopped(_) | End::JobRefused { job: JobKind::Stop, .. } => Self::StillBusy,
+            End::GateShut(outcome) => Self::of_outcome(outcome),
+            End::NotStarted(_) | End::JobRefused { job: JobKind::Start, .. } | End::Died(_) | End::Silent => {
+                Self::CommandFailed
+            }
+            End::Rival { .. } => Self::Duel,
+        }
+    }
+
+    /// How a manager's refusal to be asked is told.
+    pub fn of_systemd(error: &SystemdError) -> Self {
+        match error {
+            SystemdError::NoUnit { .. } | SystemdError::Malformed { .. } => Self::Usage,
+            SystemdError::Denied { .. } => Self::NotPermitted,
+            SystemdError::NoBus { source, .. } if source.is_denied() => Self::NotPermitted,
+            SystemdError::NoBus { .. }
+            | SystemdError::Failed { .. }
+            | SystemdError::Late { .. }
+            | SystemdError::Lost { .. } => Self::Unknown,
         }
     }
 

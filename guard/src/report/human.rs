@@ -5,7 +5,6 @@ use std::io::Write;
 
 use guard_core::gate::{Decision, Gate, Goal, Hint, JudgedHolder, Outcome};
 use guard_core::model::{BindOutcome, Instant, ProcessId, Signal, Verdict};
-use guard_core::policy::{Judgement, Reason};
 use guard_core::prospect::Expected;
 use guard_core::restart::Ahead;
 use guard_core::timeline::Entry;
@@ -134,7 +133,7 @@ impl<W: Write> Human<W> {
             for owner in &judged.owners {
                 self.line(&format!("    {}", words::process(owner.id, owner.process.as_ref())));
                 if self.judges {
-                    self.line(&format!("      {}", judgement(&owner.judgement)));
+                    self.line(&format!("      {}", words::judgement(&owner.judgement)));
                 }
             }
             if let Some(nobody) = words::nobody(judged) {
@@ -157,12 +156,12 @@ impl<W: Write> Human<W> {
                 gate.holders().iter().flat_map(|judged| &judged.owners).map(|owner| owner.id).collect();
             for (id, why) in stale.iter().filter(|(id, _)| !owners.contains(id)) {
                 self.line(&format!("  reaches {}", words::process(*id, gate.process(*id))));
-                self.line(&format!("      {}", judgement(why)));
+                self.line(&format!("      {}", words::judgement(why)));
             }
         }
         if let Decision::Refuse(refused) = decision {
             for (id, why) in refused {
-                self.line(&format!("  pid {id} is {}", judgement(why)));
+                self.line(&format!("  pid {id} is {}", words::judgement(why)));
             }
         }
         let line = match decision {
@@ -246,7 +245,7 @@ impl<W: Write> Human<W> {
                     "refused: {endpoints} is held by a process that may not be ended{nobody}"
                 ));
                 for (id, why) in refused {
-                    self.line(&format!("  pid {id} is {}", judgement(why)));
+                    self.line(&format!("  pid {id} is {}", words::judgement(why)));
                 }
                 let pending = gate.pending();
                 if !pending.is_empty() {
@@ -306,7 +305,7 @@ impl<W: Write> Human<W> {
                     "refused: the port is held by a process that may not be ended; the unit was not stopped",
                 );
                 for (id, why) in refused {
-                    self.line(&format!("  pid {id} is {}", judgement(why)));
+                    self.line(&format!("  pid {id} is {}", words::judgement(why)));
                 }
             }
             Ahead::NotPermitted(processes) => self.line(&format!(
@@ -404,7 +403,7 @@ pub(super) fn step(entry: &Entry, context: &Context, tier: Tier) -> Option<Strin
         }
         Entry::CgroupNotKilled(why) => format!("its members are ended one by one: {why}"),
         Entry::Spared { process, judgement: why } => {
-            format!("pid {process} is left alone now: {}", judgement(why))
+            format!("pid {process} is left alone now: {}", words::judgement(why))
         }
         Entry::Unkillable { process, wait_channel } => {
             let place = wait_channel
@@ -430,11 +429,6 @@ fn counted_by_state(holders: &[&JudgedHolder]) -> String {
 }
 
 /// `stale: argv matches /gateway/; its executable was deleted`
-fn judgement(judgement: &Judgement) -> String {
-    let reasons: Vec<String> = judgement.reasons.iter().map(Reason::to_string).collect();
-    words::printable(&format!("{}: {}", judgement.class.name(), reasons.join("; ")))
-}
-
 fn pids<'a>(processes: impl Iterator<Item = &'a ProcessId>) -> String {
     let processes: Vec<String> = processes.map(|id| format!("pid {id}")).collect();
     processes.join(" and ")

@@ -306,8 +306,7 @@ impl<W: Write> Json<W> {
         details: &UnitDetails,
         detail: String,
     ) {
-        let (unit, detail) = (Some(Box::new(unit::body(unit, details))), Some(detail));
-        self.write(at, &Body::RunStep { step, detail: Detail { unit, detail, ..Detail::default() } });
+        self.write(at, &Body::unit(step, unit, details, detail));
     }
 
     /// What there is to add.
@@ -407,6 +406,12 @@ impl Body {
     /// A step that happened outside of a gate.
     pub fn step(step: &'static str, pid: Option<u32>, detail: Option<String>) -> Self {
         Self::RunStep { step, detail: Detail { pid, detail, ..Detail::default() } }
+    }
+
+    /// A step that shows a unit.
+    pub fn unit(step: &'static str, unit: &Unit, details: &UnitDetails, detail: String) -> Self {
+        let (unit, detail) = (Some(Box::new(unit::body(unit, details))), Some(detail));
+        Self::RunStep { step, detail: Detail { unit, detail, ..Detail::default() } }
     }
 
     /// The end of a run that took this long.

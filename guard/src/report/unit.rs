@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use guard_core::model::{KillMode, Manager, Unit};
-use guard_core::restart::{MainExit, UnitDetails};
+use guard_core::restart::{Ahead, End, MainExit, Restart, UnitDetails};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::words::span;
+use super::outcome_code;
+use super::words::{self, span};
 
 /// The `unit` of a `run_step`, in systemd's own names.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
@@ -88,4 +89,77 @@ pub fn unit_words(unit: &Unit, details: &UnitDetails) -> String {
         kill_mode(unit.kill_mode),
         unit.restart,
     )
+}
+
+/// What a reader should know about this unit before it is stopped.
+pub fn unit_notes(unit: &Unit, details: &UnitDetails) -> Vec<String> {
+    let mut notes = Vec::new();
+    match unit.kill_mode {
+        KillMode::Process => notes.push(
+            "KillMode=process: systemd ends only its main process; whoever else of its cgroup keeps the port is \
+             ended by portguard"
+                .to_owned(),
+        ),
+        KillMode::None => notes.push(
+            "KillMode=none: systemd ends nobody; whoever of its cgroup keeps the port is ended by portguard".to_owned(),
+        ),
+        KillMode::ControlGroup | KillMode::Mixed => {}
+    }
+    if !details.send_sigkill {
+        notes.push(
+            "SendSIGKILL=no: systemd leaves whoever ignores SIGTERM; portguard ends who keeps the port"
+                .to_owned(),
+        );
+    }
+    if !details.stopped_along.is_empty() {
+        notes.push(format!(
+            "stopped along with it, and not started again with it: {}",
+            details.stopped_along.join(", ")
+        ));
+    }
+    notes
+}
+
+/// How a unit's restart ended: the stable word, and for whoever asks why it failed.
+pub fn restart_end(restart: &Restart, end: &End) -> (&'static str, Option<String>) {
+    let word = match end {
+        End::GateShut(outcome) => outcome_code(outcome),
+        other => other.code(),
+    };
+    if matches!(end, End::Restarted(_)) {
+        return (word, None);
+    }
+    let mut text = end.to_string();
+    if let End::NotBegun(ahead) = end {
+        text = format!("{text}: {}", why_not_begun(ahead));
+    } else if let Some((unit, details)) = restart.unit() {
+        text = format!("{text}; {}", unit_words(unit, details));
+        if let Some(command) = journal(unit, end) {
+            text = format!("{text}; see: {command}");
+        }
+    }
+    (word, Some(text))
+}
+
+fn why_not_begun(ahead: &Ahead) -> String {
+    let list = |processes: Vec<String>| processes.join("; ");
+    match ahead {
+        Ahead::Clear => "nobody is in the way".to_owned(),
+        Ahead::Refused(refused) => {
+            list(refused.iter().map(|(id, why)| format!("pid {id} is {}", words::judgement(why))).collect())
+        }
+        Ahead::NotPermitted(processes) => {
+            list(processes.iter().map(|id| format!("portguard may not signal pid {id}")).collect())
+        }
+        Ahead::Unknown(reason) => words::unknown(reason),
+    }
+}
+
+/// Where a person reads on after a unit failed.
+fn journal(unit: &Unit, end: &End) -> Option<String> {
+    let failed = matches!(end, End::NotStarted(_) | End::Died(_) | End::Silent | End::Rival { .. });
+    failed.then(|| match unit.manager {
+        Manager::System => format!("journalctl -e -u {}", unit.name),
+        Manager::User(uid) => format!("journalctl -e _UID={uid} USER_UNIT={}", unit.name),
+    })
 }

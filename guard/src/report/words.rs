@@ -7,6 +7,7 @@ use guard_core::model::{
     BindOutcome, BindSpec, ExitStatus, FailedBind, Manager, Owners, Process, ProcessId, ProcessState, Seen,
     Signal, Socket, TcpState, UnknownReason, Unseen, Verdict,
 };
+use guard_core::policy::{Judgement, Reason};
 use guard_core::prospect::{Expected, Prospect};
 
 /// What the reports of one command have in common.
@@ -357,6 +358,12 @@ pub fn span(span: Duration) -> String {
     } else {
         format!("{:.2} s", micros / 1e6)
     }
+}
+
+/// A class and what led to it.
+pub(super) fn judgement(judgement: &Judgement) -> String {
+    let reasons: Vec<String> = judgement.reasons.iter().map(Reason::to_string).collect();
+    printable(&format!("{}: {}", judgement.class.name(), reasons.join("; ")))
 }
 
 /// What a process calls itself must not steer a terminal: no control

@@ -9,10 +9,14 @@
 //! told anything can make the loop wait: nothing a client does delays a gate.
 
 mod batch;
+mod command;
+mod facts;
+mod looking;
 mod requests;
 mod run;
 mod service;
 mod standing;
+mod unit;
 
 use std::collections::BTreeMap;
 use std::process::ExitStatus;
@@ -20,36 +24,37 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use guard_core::follow::Follow;
-use guard_core::gate::{Budgets, Fact, Gate, Goal, Hint, Outcome, Plan, Reach};
-use guard_core::model::{Instant, Port, ProcessId, Socket, TcpState, Tgid};
-use guard_core::timeline::Entry;
+use guard_core::gate::{Budgets, Fact, Goal, Outcome, Plan, Reach};
+use guard_core::model::{Instant, Port, Socket, TcpState};
+use guard_core::policy::Rules;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tracing::{debug, error, warn};
+use tracing::{error, warn};
 
 use self::batch::{Asked, Batch, part};
-use self::run::{Run, Starting, drive, waited};
+use self::run::{Run, drive, waited};
 pub use self::service::{
-    End, Kind, Opened, Refused, Request, RunInfo, RunNumber, Service, Ticket, Waited, Witness,
+    AFTER_DRAIN, DRAIN, End, Kind, Opened, Refused, Request, RunInfo, RunNumber, Service, Start, Ticket,
+    UnitStart, Waited, Witness,
 };
 use self::standing::Standing;
-use super::asker;
 use super::doors::Doors;
+use super::units::{Told, Units};
 use super::{Alarm, FOLLOW_RECHECK, RuntimeError, in_loop, now};
-use crate::act::{Command, CommandError};
+use crate::act::CommandError;
 use crate::observe::{
     ExitWatch, Looker, Observer, OwnerSource, Tier, TierChoice, Tuning, Watched, read_table,
 };
-
-/// From SIGKILL until a process counts as unkillable.
-const CONFIRM: Duration = Duration::from_secs(5);
 
 /// A look that takes longer than this is given up.
 const LOOK_BUDGET: Duration = Duration::from_secs(30);
 
 /// The time between two looks at services in the tier without events.
 const POLL_PACE: Duration = Duration::from_secs(1);
+
+/// So many events are taken before a deadline that is due: what happened in time
+/// counts as in time, and events that never end keep no deadline waiting.
+const EVENTS_FIRST: u32 = 64;
 
 /// Where facts come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +77,11 @@ pub struct Engine<W> {
     services: BTreeMap<Arc<str>, Standing>,
     runs: BTreeMap<RunNumber, Run>,
     commands: JoinSet<(RunNumber, Result<ExitStatus, CommandError>)>,
+    units: Units,
+    /// What the service managers tell the runs. Each line has a few words at most under way.
+    told: mpsc::UnboundedReceiver<(RunNumber, Told)>,
+    /// Where the lines lead.
+    tell: mpsc::UnboundedSender<(RunNumber, Told)>,
     numbers: Arc<AtomicU64>,
     requests: mpsc::Receiver<Request>,
     poll_at: Instant,
@@ -93,6 +103,7 @@ impl<W: Witness> Engine<W> {
         services: Vec<Service>,
         requests: mpsc::Receiver<Request>,
         numbers: Arc<AtomicU64>,
+        units: Units,
         mut witness: W,
         settled: impl FnOnce(),
     ) -> Result<Self, RuntimeError> {
@@ -109,6 +120,7 @@ impl<W: Witness> Engine<W> {
         }
         settled();
         witness.tier(observer.tier(), observer.shortfall());
+        let (tell, told) = mpsc::unbounded_channel();
         let exits = ExitWatch::new().map_err(in_loop("watch processes for their exit"))?;
         Ok(Self {
             doors: Doors::new(observer, exits),
@@ -118,6 +130,9 @@ impl<W: Witness> Engine<W> {
             services,
             runs: BTreeMap::new(),
             commands: JoinSet::new(),
+            units,
+            told,
+            tell,
             numbers,
             requests,
             poll_at: now(),
@@ -131,9 +146,16 @@ impl<W: Witness> Engine<W> {
     ///
     /// When the loop's own descriptors fail: nothing is watched any more.
     pub async fn serve(mut self) -> Result<(), RuntimeError> {
+        let mut overdue = 0;
         loop {
             self.work()?;
             if let Some(at) = self.next_deadline() {
+                overdue = if at <= now() { overdue + 1 } else { 0 };
+                if overdue > EVENTS_FIRST {
+                    overdue = 0;
+                    self.on_deadline();
+                    continue;
+                }
                 self.alarm.set(at).map_err(in_loop("set a timer"))?;
             }
             // Events before deadlines, and both before anybody's wishes.
@@ -154,6 +176,7 @@ impl<W: Witness> Engine<W> {
                     Ok((number, status)) => self.command_ended(number, status),
                     Err(error) => error!(%error, "a task that waits for a command broke down"),
                 },
+                Some((number, told)) = self.told.recv() => self.take_told(number, told),
                 (asked, fact) = self.standing_looks.next() => self.take_standing_looks(&asked, &fact),
                 request = self.requests.recv() => match request {
                     Some(request) => self.take(request),
@@ -200,17 +223,13 @@ impl<W: Witness> Engine<W> {
     }
 
     fn work_on(&mut self, number: RunNumber) {
-        let Self { runs, doors, looks, witness, .. } = self;
-        let Some(run) = runs.get_mut(&number) else { return };
+        let Some(run) = self.runs.get(&number) else { return };
         let _in_span = run.span.clone().entered();
-        let asked =
-            Asked { key: number, ports: run.ports.clone(), also: Vec::new(), learn: true, everybody: false };
-        drive(&mut run.gate, &run.info.service, &asked, doors, &mut run.watched, |asked| looks.ask(asked));
-        let tier = doors.observer.tier();
-        for (at, entry) in &run.gate.timeline().entries()[run.told..] {
-            witness.entry(&run.info, &run.gate, tier, *at, entry);
+        if run.unit.is_some() {
+            return self.work_on_unit(number);
         }
-        run.told = run.gate.timeline().entries().len();
+        self.drive(number);
+        let Some(run) = self.runs.get_mut(&number) else { return };
         match run.gate.outcome() {
             None => {
                 if run.info.kind == Kind::Gate && run.is_deserted() {
@@ -222,75 +241,39 @@ impl<W: Witness> Engine<W> {
             Some(outcome) => {
                 let waited = waited(number, outcome);
                 run.answer(&waited);
-                self.finish(number, |gate| {
-                    gate.outcome().map_or(End::Abandoned("it ended without an outcome"), End::Gate)
+                self.finish(number, |run| {
+                    run.gate.outcome().map_or(End::Abandoned("it ended without an outcome"), End::Gate)
                 });
             }
         }
     }
 
-    /// The gate is open: starts the service.
-    fn start(&mut self, number: RunNumber) {
-        let Some(run) = self.runs.get_mut(&number) else { return };
-        let Some(argv) = &run.info.service.start else {
-            return self.finish(number, |_| End::StartFailed("there is no command to start it".to_owned()));
-        };
-        let began = now();
-        let mut command = match Command::start(argv) {
-            Ok(command) => command,
-            Err(error) => return self.finish(number, |_| End::StartFailed(error.to_string())),
-        };
-        let pid = command.pid();
-        let text =
-            pid.map_or_else(|| "command started".to_owned(), |pid| format!("command started as pid {pid}"));
-        self.witness.step(&run.info, began, "command_started", pid, text);
-        run.starting = Some(Starting {
-            command: Tgid(pid.unwrap_or(0)),
-            deadline: began + run.info.service.start_budget,
-            look_at: began,
-            looking: false,
-        });
-        self.commands.spawn(async move { (number, command.wait().await) });
+    /// Lets a run's gate do what it wants, and tells what came of it.
+    fn drive(&mut self, number: RunNumber) {
+        let Self { runs, doors, looks, .. } = self;
+        let Some(run) = runs.get_mut(&number) else { return };
+        let asked =
+            Asked { key: number, ports: run.ports.clone(), also: Vec::new(), learn: true, everybody: false };
+        drive(&mut run.gate, &run.info.service, &asked, doors, &mut run.watched, |asked| looks.ask(asked));
+        self.tell(number);
     }
 
-    fn command_ended(&mut self, number: RunNumber, status: Result<ExitStatus, CommandError>) {
-        let Some(run) = self.runs.get_mut(&number) else {
-            debug!(?status, "a command outlived its run and has ended");
-            return;
-        };
-        match status {
-            // It may have handed the start to somebody else, such as a service manager.
-            Ok(status) if status.success() => {
-                let text = "the command exited with code 0".to_owned();
-                self.witness.step(&run.info, now(), "command_ended", None, text);
-                run.hasten();
-            }
-            Ok(status) => self.finish(number, |_| End::StartFailed(format!("the command failed: {status}"))),
-            Err(error) => self.finish(number, |_| End::StartFailed(error.to_string())),
+    /// Tells what is new in a run's timeline.
+    fn tell(&mut self, number: RunNumber) {
+        let Self { runs, doors, witness, .. } = self;
+        let Some(run) = runs.get_mut(&number) else { return };
+        let tier = doors.observer.tier();
+        for (at, entry) in &run.gate.timeline().entries()[run.told..] {
+            witness.entry(&run.info, &run.gate, tier, *at, entry);
         }
+        run.told = run.gate.timeline().entries().len();
     }
 
-    /// Looks whether the service listens again, when it is time to.
-    fn follow(&mut self, number: RunNumber) {
-        let (pace, at) = (self.follow_pace(), now());
-        let Some(run) = self.runs.get_mut(&number) else { return };
-        let Some(starting) = &mut run.starting else { return };
-        if starting.deadline <= at {
-            let budget = run.info.service.start_budget;
-            return self
-                .finish(number, |_| End::StartFailed(format!("nobody listens {budget:?} after the start")));
-        }
-        if starting.looking || starting.look_at > at {
-            return;
-        }
-        starting.look_at = at + pace;
+    /// Unless the table says that nobody does.
+    fn somebody_listens(ports: &[Port]) -> bool {
         // The table is cheap to read; who owns a listener is asked when there is one.
         let listens = |socket: &Socket| socket.state == TcpState::Listen;
-        if read_table(&run.ports).map_or(true, |table| table.iter().any(listens)) {
-            starting.looking = true;
-            let ports = run.ports.clone();
-            self.looks.ask(Asked { key: number, ports, also: Vec::new(), learn: false, everybody: false });
-        }
+        read_table(ports).map_or(true, |table| table.iter().any(listens))
     }
 
     /// Only the ebpf tier tells of new listeners.
@@ -308,18 +291,29 @@ impl<W: Witness> Engine<W> {
                 self.doors.observer.look(snapshot, &asked.ports);
             }
             let Some(run) = self.runs.get_mut(&asked.key) else { continue };
+            if run.unit.as_ref().is_some_and(|unit| unit.is_following()) {
+                self.unit_looked(asked.key, &fact);
+                continue;
+            }
             let Some(starting) = &mut run.starting else {
                 run.gate.observe(fact, now());
                 continue;
             };
+            let Fact::SnapshotTaken(snapshot) = &fact else {
+                starting.looking = false;
+                continue;
+            };
+            if snapshot.begun < starting.since {
+                // The gate's last look: it shows the port as it was before.
+                continue;
+            }
             starting.looking = false;
-            let Fact::SnapshotTaken(snapshot) = &fact else { continue };
             if let Some(found) = run.found(snapshot) {
                 if let Some(why) = run.stranger(snapshot, found) {
                     self.finish(asked.key, |_| End::StartFailed(why));
                     continue;
                 }
-                let (step, pid, text) = found_words(found);
+                let (step, pid, text) = command::found_words(found);
                 self.witness.step(&run.info, snapshot.ended, step, pid, text);
                 self.finish(asked.key, |_| End::Restarted(found));
             }
@@ -332,11 +326,11 @@ impl<W: Witness> Engine<W> {
     }
 
     /// Ends a run.
-    fn finish<'e>(&mut self, number: RunNumber, end: impl FnOnce(&Gate) -> End<'_> + 'e) {
+    fn finish<'e>(&mut self, number: RunNumber, end: impl FnOnce(&Run) -> End<'_> + 'e) {
         let Some(run) = self.runs.remove(&number) else { return };
         let _in_span = run.span.clone().entered();
         let tier = self.doors.observer.tier();
-        self.witness.ended(&run.info, &run.gate, tier, now(), &end(&run.gate));
+        self.witness.ended(&run.info, &run.gate, tier, now(), &end(&run));
         match self.services.get_mut(&run.info.service.name) {
             Some(standing) => standing.outdated = true,
             None => self.watch_ports(),
@@ -345,7 +339,10 @@ impl<W: Witness> Engine<W> {
 
     fn abandon_all(&mut self, why: &'static str) {
         for number in self.runs.keys().copied().collect::<Vec<_>>() {
-            self.finish(number, |_| End::Abandoned(why));
+            self.finish(number, |run| match run.unit.as_ref().and_then(|unit| unit.left_stopped()) {
+                Some(unit) => End::LeftStopped(unit),
+                None => End::Abandoned(why),
+            });
         }
     }
 
@@ -362,6 +359,9 @@ impl<W: Witness> Engine<W> {
         let at = now();
         for run in self.runs.values_mut() {
             run.gate.on_deadline(at);
+            if let Some(unit) = &mut run.unit {
+                unit.on_deadline(at);
+            }
         }
         for gate in self.services.values_mut().filter_map(|standing| standing.gate.as_mut()) {
             gate.on_deadline(at);
@@ -385,146 +385,6 @@ impl<W: Witness> Engine<W> {
     fn is_busy(&self, name: &Arc<str>) -> bool {
         self.runs.values().any(|run| run.info.service.name == *name)
     }
-
-    fn dispatch(&mut self, fact: &Fact) {
-        let at = now();
-        match fact {
-            Fact::Hinted { hint: Hint::OwnerExiting { process, .. }, .. } => {
-                let watching = self.runs.values_mut().filter(|run| run.watched.contains(process));
-                watching.for_each(|run| run.gate.observe(fact.clone(), at));
-            }
-            Fact::Hinted { hint, at: when } => self.hinted(*hint, *when, fact),
-            Fact::EventsLost { count } => self.all(fact, at, &Entry::EventsLost(*count)),
-            Fact::TierChanged { tier, .. } => {
-                self.all(fact, at, &Entry::TierChanged(tier));
-                self.witness.tier(self.doors.observer.tier(), self.doors.observer.shortfall());
-            }
-            Fact::BindFailed { bind, at } => {
-                for run in self.runs.values_mut().filter(|run| run.ports.contains(&bind.port)) {
-                    run.gate.observe(fact.clone(), now());
-                }
-                let entry = Entry::BindFailed { bind: bind.clone(), holders: Vec::new(), looked: None };
-                self.tell_outside_runs(bind.port, *at, &entry);
-            }
-            other => debug!(?other, "a fact that no source of events states"),
-        }
-    }
-
-    fn all(&mut self, fact: &Fact, at: Instant, entry: &Entry) {
-        for run in self.runs.values_mut() {
-            run.gate.observe(fact.clone(), at);
-            run.hasten();
-        }
-        for standing in self.services.values_mut() {
-            standing.outdated = true;
-        }
-        self.witness.happened_to_all(at, entry);
-    }
-
-    fn hinted(&mut self, hint: Hint, when: Instant, fact: &Fact) {
-        let Some(port) = port(&hint) else { return };
-        for run in self.runs.values_mut().filter(|run| run.ports.contains(&port)) {
-            run.gate.observe(fact.clone(), now());
-            if matches!(hint, Hint::ListenerOpened { .. }) {
-                run.hasten();
-            }
-        }
-        if matches!(hint, Hint::ConnectionReleased { .. }) {
-            return;
-        }
-        self.tell_outside_runs(port, when, &Entry::Event(hint));
-        for standing in self.services.values_mut().filter(|standing| standing.ports.contains(&port)) {
-            standing.outdated = true;
-        }
-    }
-
-    /// Tells what happened on `port`, of the services whose runs do not tell it.
-    fn tell_outside_runs(&mut self, port: Port, at: Instant, entry: &Entry) {
-        for (name, standing) in self.services.iter().filter(|(_, standing)| standing.ports.contains(&port)) {
-            let tells = |run: &Run| run.info.service.name == *name && run.at_gate();
-            if !self.runs.values().any(tells) {
-                self.witness.happened(&standing.service, at, entry);
-            }
-        }
-    }
-
-    fn gone(&mut self, process: ProcessId, fact: &Fact) {
-        let at = now();
-        let mut told: Vec<Arc<str>> = Vec::new();
-        for run in self.runs.values_mut().filter(|run| run.watched.contains(&process)) {
-            if run.at_gate() {
-                told.push(Arc::clone(&run.info.service.name));
-            }
-            run.gate.observe(fact.clone(), at);
-        }
-        let Fact::OwnerGone { status, .. } = fact else { return };
-        for (name, standing) in &mut self.services {
-            if standing.owners.remove(&process) {
-                standing.outdated = true;
-                if !told.contains(name) {
-                    self.witness.happened(
-                        &standing.service,
-                        at,
-                        &Entry::Gone { process, status: *status, answered: None },
-                    );
-                }
-            }
-        }
-        self.doors.observer.forget_owner(process);
-    }
-
-    fn begin_standing_looks(&mut self) {
-        let at = now();
-        let due: Vec<Arc<str>> = self
-            .services
-            .iter()
-            .filter(|(name, standing)| standing.due(self.is_busy(name)).is_some_and(|due| due <= at))
-            .map(|(name, _)| Arc::clone(name))
-            .collect();
-        if due.is_empty() {
-            return;
-        }
-        let asker = match asker::asker() {
-            Ok(asker) => asker,
-            Err(error) => return warn!(%error, "cannot look at the services"),
-        };
-        let recheck = self.doors.observer.recheck();
-        for name in &due {
-            let Some(standing) = self.services.get_mut(name) else { continue };
-            let budgets = Budgets { total: Some(LOOK_BUDGET), ..standing.service.budgets };
-            let plan = plan(&standing.service, Goal::Look, budgets, recheck, asker.clone());
-            standing.begin(Gate::new(plan, at), at);
-        }
-    }
-
-    fn take_standing_looks(&mut self, asked: &[Asked<Arc<str>>], fact: &Fact) {
-        for asked in asked {
-            let fact = part(fact, asked);
-            if let Fact::SnapshotTaken(snapshot) = &fact {
-                self.doors.observer.look(snapshot, &asked.ports);
-            }
-            if let Some(gate) = self.services.get_mut(&asked.key).and_then(|standing| standing.gate.as_mut())
-            {
-                gate.observe(fact, now());
-            }
-        }
-    }
-
-    fn standing_ended(&mut self, name: &Arc<str>) {
-        let Some(standing) = self.services.get_mut(name) else { return };
-        let Some(gate) = standing.gate.take() else { return };
-        self.witness.looked(&standing.service, &gate, self.doors.observer.tier(), now());
-        let claims = gate.holders().iter().filter(|holder| !holder.lingers());
-        let owners: Vec<ProcessId> = claims.flat_map(|holder| &holder.owners).map(|owner| owner.id).collect();
-        for owner in owners {
-            if standing.owners.insert(owner) && self.doors.watch(owner).is_some() {
-                // It is gone already: what was seen is no longer so.
-                standing.owners.remove(&owner);
-                standing.outdated = true;
-            }
-        }
-        standing.end(now());
-    }
 }
 
 /// A plan for a run on `service`.
@@ -534,14 +394,15 @@ fn plan(
     budgets: Budgets,
     recheck: Duration,
     asker: guard_core::policy::Asker,
+    rules: Rules,
 ) -> Plan {
     Plan {
         endpoints: service.endpoints.clone(),
         goal,
         reach: Reach::Owners,
-        rules: if goal == Goal::Wait { guard_core::policy::Rules::default() } else { (service.rules)() },
+        rules,
         asker,
-        budgets: Budgets { confirm: CONFIRM, ..budgets },
+        budgets,
         recheck,
         port_only: service.port_only,
         evict: goal != Goal::Wait && service.evict,
@@ -557,29 +418,4 @@ fn watched<'a>(services: impl Iterator<Item = &'a Arc<Service>>) -> Vec<Watched>
         }
     }
     ports.into_iter().map(|(port, connections)| Watched { port, connections }).collect()
-}
-
-const fn port(hint: &Hint) -> Option<Port> {
-    match hint {
-        Hint::ListenerOpened { port, .. }
-        | Hint::ListenerClosed { port, .. }
-        | Hint::SocketReleased { port, .. }
-        | Hint::ConnectionReleased { port }
-        | Hint::TimeWaitEnded { port } => Some(*port),
-        Hint::OwnerExiting { .. } => None,
-    }
-}
-
-fn found_words(found: Follow) -> (&'static str, Option<u32>, String) {
-    match found {
-        Follow::Listening(process) => ("listening", Some(process.tgid.0), format!("pid {process} listens")),
-        Follow::Other(process) => (
-            "other_listens",
-            Some(process.tgid.0),
-            format!("pid {process} listens, which does not descend from the command"),
-        ),
-        Follow::Hidden | Follow::NotYet => {
-            ("listening", None, "somebody listens; the owner is not visible".to_owned())
-        }
-    }
 }

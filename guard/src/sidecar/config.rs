@@ -10,10 +10,11 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use guard_core::model::{BindSpec, Uid};
+use guard_core::model::{BindSpec, Manager, Uid, UnitId, UnitName};
 use guard_core::policy::{CgroupGlob, Pattern, Rules};
 
 pub use self::mistake::Mistake;
+use crate::runtime::engine::DRAIN;
 use crate::runtime::spelling::{Address, Place, Regex};
 use crate::runtime::{Tier, TierChoice};
 
@@ -119,6 +120,16 @@ pub struct Endpoint {
     pub port: guard_core::model::Port,
 }
 
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.address {
+            Some(address) if address.ip.is_ipv6() => write!(f, "[{}]:{}", address.ip, self.port.get()),
+            Some(address) => write!(f, "{}:{}", address.ip, self.port.get()),
+            None => write!(f, "[::]:{}", self.port.get()),
+        }
+    }
+}
+
 /// How a service's processes are recognised: kinds combine with AND, repeats
 /// of one kind with OR.
 #[derive(Clone, Debug, Default)]
@@ -138,7 +149,7 @@ pub struct Recognise {
 }
 
 impl Recognise {
-    /// As the policy takes them.
+    /// As the policy takes them, without the unit that is restarted.
     pub fn rules(&self) -> Rules {
         Rules {
             patterns: self.patterns.iter().map(|regex| Box::new(regex.clone()) as Box<dyn Pattern>).collect(),
@@ -148,7 +159,7 @@ impl Recognise {
             cgroups: self.cgroups.clone(),
             units: Vec::new(),
             any_owner: self.any_owner,
-            // It cannot stop a unit through its manager, who would start a rival.
+            // Nothing stops a unit first but its own restart, so its manager would start a rival.
             spare_services: true,
         }
     }
@@ -157,10 +168,10 @@ impl Recognise {
 /// How long each step of a restart may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// From SIGTERM to SIGKILL, for each process.
-    pub drain: Duration,
-    /// Until the port is bindable.
-    pub timeout: Duration,
+    /// From SIGTERM to SIGKILL, for each process; `None`: what its unit grants, or [`DRAIN`].
+    pub drain: Option<Duration>,
+    /// Until the port is bindable; `None`: the drain budget and 20 s.
+    pub timeout: Option<Duration>,
     /// From the start to LISTEN.
     pub start: Duration,
 }
@@ -170,6 +181,15 @@ pub struct Budget {
 pub enum Restart {
     /// By a command: program and arguments. Never empty.
     Command(Vec<String>),
+    /// By the manager of this unit, which stops it first.
+    Unit {
+        /// Whose it is.
+        manager: Manager,
+        /// Its name.
+        name: UnitName,
+        /// Exit codes by which it says that a healthy instance of it already runs.
+        already_running: Vec<i32>,
+    },
 }
 
 /// Who may do something. The superuser and the sidecar's own user always may.
@@ -225,6 +245,31 @@ impl Config {
 }
 
 impl ServiceConfig {
+    /// What it stands for, in a sentence.
+    pub fn in_words(&self) -> String {
+        let endpoints: Vec<String> = self.endpoints.iter().map(Endpoint::to_string).collect();
+        let place =
+            self.netns.as_ref().map_or_else(String::new, |place| format!(" in {}", place.0.display()));
+        let span = |span: Duration| humantime::format_duration(span).to_string();
+        let restart = match &self.restart {
+            None => "cannot be restarted by a client".to_owned(),
+            Some(Restart::Command(argv)) => format!(
+                "a restart ends stale holders (SIGKILL after {}) and runs {} once the port is free; nobody in a \
+                 systemd service is ended",
+                span(self.budget.drain.unwrap_or(DRAIN)),
+                argv.join(" "),
+            ),
+            Some(Restart::Unit { manager, name, .. }) => format!(
+                "a restart has systemd stop {}, ends what is left on the port (SIGKILL after {drain}), has systemd \
+                 start it once the port is free, and follows it for {} until it listens",
+                UnitId { manager: *manager, name: name.clone() },
+                span(self.budget.start),
+                drain = self.budget.drain.map_or_else(|| "the unit's TimeoutStopSec=".to_owned(), span),
+            ),
+        };
+        format!("{}: {}{place}; {restart}", self.name, endpoints.join(" and "))
+    }
+
     /// The bind specs, for a thread that is in the service's network namespace:
     /// an interface's name means something only there.
     ///

@@ -2,32 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::thread;
-use std::time::Duration;
 
-use guard_core::gate::{Budgets, Gate};
-use guard_core::model::Instant;
-use guard_core::timeline::Entry;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
 use super::config::{Config, ObserverConfig, Restart, ServiceConfig};
-use super::hub::{Notice, What};
+use super::hub::Notice;
 use super::serve::SidecarError;
-use crate::report::{Body, Exit, outcome_code};
-use crate::runtime::engine::{End, Engine, Request, RunInfo, Service, Sources, Witness};
+use super::teller::Teller;
+use crate::runtime::engine::{Engine, Request, Service, Sources, Start, UnitStart};
 use crate::runtime::spelling::Place;
-use crate::runtime::{Tier, daemon, netns};
+use crate::runtime::units::Units;
+use crate::runtime::{daemon, netns};
 
 /// Requests that wait for an event loop.
 const REQUESTS: usize = 1024;
 
 /// Notices that wait for the hub: an event loop never does.
 const NOTICES: usize = 16_384;
-
-/// From SIGKILL until a process counts as unkillable.
-const CONFIRM: Duration = Duration::from_secs(5);
 
 /// All event loops.
 #[derive(Debug)]
@@ -36,6 +30,7 @@ pub(super) struct Engines {
     by_netns: BTreeMap<Option<Place>, mpsc::Sender<Request>>,
     by_service: BTreeMap<Arc<str>, Option<Place>>,
     numbers: Arc<AtomicU64>,
+    units: Units,
     notices: mpsc::Sender<Notice>,
     overrun: Arc<AtomicU64>,
     broken: mpsc::Sender<()>,
@@ -53,7 +48,7 @@ pub(super) struct Outlet {
 
 impl Engines {
     /// No event loop yet.
-    pub(super) fn new(observer: ObserverConfig) -> (Self, Outlet) {
+    pub(super) fn new(observer: ObserverConfig, units: Units) -> (Self, Outlet) {
         let (notices, inbox) = mpsc::channel(NOTICES);
         let (broken, breakdowns) = mpsc::channel(1);
         let overrun = Arc::new(AtomicU64::new(0));
@@ -62,6 +57,7 @@ impl Engines {
             by_netns: BTreeMap::new(),
             by_service: BTreeMap::new(),
             numbers: Arc::new(AtomicU64::new(1)),
+            units,
             notices,
             overrun: Arc::clone(&overrun),
             broken,
@@ -137,9 +133,11 @@ impl Engines {
         let numbers = Arc::clone(&self.numbers);
         let names: Vec<Arc<str>> = services.iter().map(|service| Arc::from(service.name.as_str())).collect();
         let teller = Teller { names, notices: self.notices.clone(), overrun: Arc::clone(&self.overrun) };
+        let units = self.units.clone();
+        let setup = Setup { sources, inbox, numbers, units, teller };
         let broken = self.broken.clone();
         let body = move || {
-            let outcome = open_and_serve(place.as_ref(), &services, sources, inbox, numbers, teller, ready);
+            let outcome = open_and_serve(place.as_ref(), &services, setup, ready);
             if let Err(error) = outcome {
                 error!(%error, "an event loop has ended");
                 // One such word is enough.
@@ -152,13 +150,19 @@ impl Engines {
     }
 }
 
-fn open_and_serve(
-    place: Option<&Place>,
-    services: &[ServiceConfig],
+/// What an event loop begins with.
+struct Setup {
     sources: Sources,
     inbox: mpsc::Receiver<Request>,
     numbers: Arc<AtomicU64>,
+    units: Units,
     teller: Teller,
+}
+
+fn open_and_serve(
+    place: Option<&Place>,
+    services: &[ServiceConfig],
+    setup: Setup,
     ready: oneshot::Sender<Result<(), SidecarError>>,
 ) -> Result<(), SidecarError> {
     let open = async {
@@ -168,7 +172,8 @@ fn open_and_serve(
                 warn!(%error, "keeping capabilities that are not needed");
             }
         };
-        Ok(Engine::open(sources, services, inbox, numbers, teller, settled).await?)
+        let Setup { sources, inbox, numbers, units, teller } = setup;
+        Ok(Engine::open(sources, services, inbox, numbers, units, teller, settled).await?)
     };
     // Before the runtime: what it starts inherits the namespace.
     let runtime = place
@@ -207,88 +212,21 @@ fn resolve(services: &[ServiceConfig]) -> Result<Vec<Service>, String> {
 
 fn service(config: &ServiceConfig) -> Result<Service, String> {
     let recognise = config.recognise.clone();
+    let start = config.restart.clone().map(|restart| match restart {
+        Restart::Command(argv) => Start::Command(argv.into_iter().map(Into::into).collect()),
+        Restart::Unit { manager, name, already_running } => {
+            Start::Unit(UnitStart { manager, name, already_running })
+        }
+    });
     Ok(Service {
         name: Arc::from(config.name.as_str()),
         endpoints: config.bind_specs().map_err(|error| format!("service {}: {error}", config.name))?,
         rules: Arc::new(move || recognise.rules()),
-        budgets: Budgets { total: Some(config.budget.timeout), drain: config.budget.drain, confirm: CONFIRM },
+        drain: config.budget.drain,
+        timeout: config.budget.timeout,
         port_only: config.port_only,
         evict: config.evict,
-        start: config.restart.as_ref().map(|Restart::Command(argv)| argv.iter().map(Into::into).collect()),
+        start,
         start_budget: config.budget.start,
     })
-}
-
-/// Tells the hub, from the thread of an event loop.
-#[derive(Debug)]
-struct Teller {
-    names: Vec<Arc<str>>,
-    notices: mpsc::Sender<Notice>,
-    overrun: Arc<AtomicU64>,
-}
-
-impl Teller {
-    /// Never waits: what does not fit is counted.
-    fn tell(&self, at: Instant, service: Option<&Arc<str>>, what: What) {
-        if self.notices.try_send(Notice { at, service: service.cloned(), what }).is_err() {
-            self.overrun.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Witness for Teller {
-    fn entry(&mut self, run: &RunInfo, gate: &Gate, tier: Tier, at: Instant, entry: &Entry) {
-        let command = run.kind.name();
-        if let Some(body) = Body::of_entry(command, false, gate, tier, entry) {
-            self.tell(at, Some(&run.service.name), What::Run(run.number, command, body));
-        }
-    }
-
-    fn step(&mut self, run: &RunInfo, at: Instant, step: &'static str, pid: Option<u32>, text: String) {
-        let what = What::Run(run.number, run.kind.name(), Body::step(step, pid, Some(text)));
-        self.tell(at, Some(&run.service.name), what);
-    }
-
-    fn ended(&mut self, run: &RunInfo, gate: &Gate, tier: Tier, at: Instant, end: &End<'_>) {
-        let (outcome, exit, detail) = match end {
-            End::Gate(outcome) => (outcome_code(outcome), Exit::of_outcome(outcome), None),
-            End::Restarted(_) => ("restarted", Exit::Done, None),
-            End::StartFailed(why) => ("command_failed", Exit::CommandFailed, Some(why.clone())),
-            End::Abandoned(why) => ("abandoned", Exit::Unknown, Some((*why).to_owned())),
-        };
-        let took = at.since(gate.timeline().began());
-        let body = Body::finished(took, tier, outcome, exit.code(), detail);
-        self.tell(at, Some(&run.service.name), What::Run(run.number, run.kind.name(), body));
-    }
-
-    fn looked(&mut self, service: &Service, gate: &Gate, tier: Tier, at: Instant) {
-        self.tell(at, Some(&service.name), What::Looked(Body::looked(gate, tier)));
-    }
-
-    fn happened(&mut self, service: &Service, at: Instant, entry: &Entry) {
-        if let Some(body) = Body::happened(entry) {
-            self.tell(at, Some(&service.name), What::Event(body));
-        }
-    }
-
-    fn happened_to_all(&mut self, at: Instant, entry: &Entry) {
-        if let Some(body) = Body::happened(entry) {
-            self.tell(at, None, What::Event(body));
-        }
-    }
-
-    fn tier(&mut self, tier: Tier, shortfall: Option<&str>) {
-        for name in &self.names {
-            let what = What::Tier(tier.name(), shortfall.map(str::to_owned));
-            self.tell(crate::runtime::now(), Some(name), what);
-        }
-    }
-
-    fn guarded(&mut self, names: Vec<Arc<str>>) {
-        self.names = names;
-    }
-
-    fn forgotten(&mut self, service: &Arc<str>) {
-        self.tell(crate::runtime::now(), Some(service), What::Forgotten);
-    }
 }

@@ -16,5 +16,6 @@ mod routes;
 mod serve;
 mod server;
 mod stream;
+mod teller;
 
 pub use serve::{SidecarError, serve};

@@ -16,6 +16,7 @@ use super::hub::Hub;
 use super::server::{self, Shared};
 use crate::runtime::daemon::{self, Notify, UnixSocketError};
 use crate::runtime::netns::NetnsError;
+use crate::runtime::units::Units;
 use crate::runtime::{RuntimeError, now, wall_clock};
 
 /// How long the event loops may take to tell of their end.
@@ -78,7 +79,9 @@ pub async fn serve(path: &Path) -> Result<(), SidecarError> {
     let (listener, was_handed_over) = daemon::listen(&socket, mode, group)?;
     let listener = UnixListener::from_std(listener).map_err(system("serve the socket"))?;
     let remove = Remove((!was_handed_over).then_some(socket));
-    let (mut engines, outlet) = Engines::new(config.observer.clone());
+    // Its thread keeps what the others give up below.
+    let units = Units::start().map_err(SidecarError::Thread)?;
+    let (mut engines, outlet) = Engines::new(config.observer.clone(), units);
     engines.configure(&config).await?;
     if let Err(error) = daemon::give_up_capabilities() {
         warn!(%error, "keeping capabilities that are not needed");

@@ -6,6 +6,7 @@ use guard_tests::{DEADLINE, Finished, Portguard, World, wait_until};
 mod asking;
 mod failing;
 mod racing;
+mod sidecar;
 mod stopping;
 
 /// What does not depend on the tier is tested once, in the one that every run begins in.

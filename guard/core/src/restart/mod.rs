@@ -19,15 +19,17 @@
 //! while the look says that the port could not be freed afterwards, and nothing
 //! is started before the gate has opened.
 
+mod ahead;
 mod words;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::follow::Follow;
-use crate::gate::{Decision, Gate, Outcome};
-use crate::model::{ActiveState, Instant, ProcessId, Unit, UnknownReason, Verdict};
-use crate::policy::Judgement;
+use crate::gate::Outcome;
+use crate::model::{ActiveState, Instant, ProcessId, Unit, UnknownReason};
+
+pub use ahead::{Ahead, Obstacle, drain, longest_stop, obstacle};
 
 #[cfg(test)]
 mod tests;
@@ -119,50 +121,6 @@ pub struct Plan {
     pub total: Option<Duration>,
     /// Exit codes by which the service says that a healthy instance of it already runs.
     pub already_running: Vec<i32>,
-}
-
-/// What the look before the stop says about the time after it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ahead {
-    /// Whoever holds the port is the unit's, may be ended, or will go.
-    Clear,
-    /// Somebody holds the port who may not be ended.
-    Refused(Vec<(ProcessId, Judgement)>),
-    /// Somebody holds the port who may be ended, but not by this user.
-    NotPermitted(Vec<ProcessId>),
-    /// It cannot be told who holds the port.
-    Unknown(UnknownReason),
-}
-
-impl Ahead {
-    /// Read off a [`crate::gate::Goal::Look`] run. What the manager ends when it
-    /// stops the unit needs no permission of ours.
-    pub fn of(gate: &Gate, unit: &Unit) -> Self {
-        let is_unit_s = |process: &ProcessId| {
-            let owners = gate.holders().iter().flat_map(|holder| &holder.owners);
-            let evidence =
-                owners.filter(|owner| owner.id == *process).find_map(|owner| owner.process.as_ref());
-            let cgroup = evidence.and_then(|process| process.cgroup.as_deref());
-            cgroup.is_some_and(|path| unit.has_cgroup(path))
-        };
-        match gate.decision() {
-            Some(Decision::Refuse(refused)) => Self::Refused(refused),
-            Some(Decision::NotPermitted(processes)) => {
-                let others: Vec<ProcessId> = processes.into_iter().filter(|id| !is_unit_s(id)).collect();
-                if others.is_empty() { Self::Clear } else { Self::NotPermitted(others) }
-            }
-            Some(Decision::CannotTell(reason)) => Self::Unknown(reason),
-            Some(Decision::Wait | Decision::End(_) | Decision::Evict(_)) => Self::Clear,
-            None => gate
-                .verdicts()
-                .into_iter()
-                .find_map(|verdict| match verdict {
-                    Verdict::Unknown { reason, .. } => Some(Self::Unknown(reason)),
-                    Verdict::Free | Verdict::Busy { .. } => None,
-                })
-                .unwrap_or(Self::Clear),
-        }
-    }
 }
 
 /// What the world said.

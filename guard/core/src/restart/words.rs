@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{End, JobKind, JobResult, MainExit, Step};
+use super::{End, JobKind, JobResult, MainExit, Obstacle, Step};
 
 impl fmt::Display for MainExit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -19,6 +19,26 @@ impl fmt::Display for JobKind {
             Self::Stop => "stop",
             Self::Start => "start",
         })
+    }
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(socket) => {
+                write!(
+                    f,
+                    "it is started by {socket}: systemd holds its port all the time, so there is nothing to guard"
+                )
+            }
+            Self::Inside { unit, cgroup, along } => {
+                let along = if *along { ", which is stopped along with it" } else { "" };
+                write!(
+                    f,
+                    "this portguard runs inside {unit} ({cgroup}){along}: stopping it would end portguard half way"
+                )
+            }
+        }
     }
 }
 

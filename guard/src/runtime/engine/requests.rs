@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use guard_core::gate::{Budgets, Gate, Goal};
+use guard_core::policy::Rules;
 use tokio::sync::oneshot;
 use tracing::info_span;
 
 use super::run::Run;
 use super::service::{Kind, Refused, Request, RunInfo, RunNumber, Service, Ticket, Waited, Witness};
 use super::standing::Standing;
+use super::unit::UnitRun;
 use super::{Engine, plan};
 use crate::runtime::{asker, now};
 
@@ -47,7 +49,7 @@ impl<W: Witness> Engine<W> {
         if service.start.is_none() {
             return Err(Refused::NoRestart);
         }
-        let budgets = service.budgets;
+        let budgets = service.budgets(None);
         let number = self.begin(service, Kind::Restart, Goal::Free, budgets)?;
         Ok(Ticket { number, joined: false })
     }
@@ -58,7 +60,7 @@ impl<W: Witness> Engine<W> {
             None => match self.services.get(name).map(|standing| Arc::clone(&standing.service)) {
                 // Each client has a deadline of its own.
                 Some(service) => {
-                    let budgets = Budgets { total: None, ..service.budgets };
+                    let budgets = Budgets { total: None, ..service.budgets(None) };
                     self.begin(service, Kind::Gate, Goal::Wait, budgets)
                 }
                 None => Err(Refused::NoService),
@@ -83,17 +85,22 @@ impl<W: Witness> Engine<W> {
         goal: Goal,
         budgets: Budgets,
     ) -> Result<RunNumber, Refused> {
-        let plan = plan(&service, goal, budgets, self.doors.observer.recheck(), asker::asker()?);
+        let rules = if goal == Goal::Wait { Rules::default() } else { service.rules_with(None) };
+        let (asker, began) = (asker::asker()?, now());
+        let plan = plan(&service, goal, budgets, self.doors.observer.recheck(), asker, rules);
         let number = RunNumber(self.numbers.fetch_add(1, Ordering::Relaxed));
         let span = info_span!("run", number = number.0, service = &*service.name, kind = kind.name());
+        let unit = service.unit().filter(|_| kind == Kind::Restart);
+        let unit = unit.map(|unit| Box::new(UnitRun::begin(unit, &self.units, number, self.tell.clone())));
         let run = Run {
             ports: service.ports(),
-            info: RunInfo { number, service, kind },
-            gate: Gate::new(plan, now()),
+            info: RunInfo { number, service, kind, began },
+            gate: Gate::new(plan, began),
             told: 0,
             watched: std::collections::BTreeSet::new(),
             waiters: Vec::new(),
             starting: None,
+            unit,
             span,
         };
         self.runs.insert(number, run);

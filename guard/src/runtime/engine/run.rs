@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::batch::Asked;
 use super::service::{Refused, RunInfo, RunNumber, Service, Waited};
+use super::unit::UnitRun;
 use crate::runtime::doors::Doors;
 use crate::runtime::now;
 
@@ -25,6 +26,8 @@ pub(super) struct Run {
     pub(super) waiters: Vec<oneshot::Sender<Result<Waited, Refused>>>,
     /// Set once the gate is open and the command was started.
     pub(super) starting: Option<Starting>,
+    /// Its service is a unit, which its manager stops and starts.
+    pub(super) unit: Option<Box<UnitRun>>,
     pub(super) span: tracing::Span,
 }
 
@@ -33,6 +36,8 @@ pub(super) struct Run {
 pub(super) struct Starting {
     pub(super) command: Tgid,
     pub(super) deadline: Instant,
+    /// A look that began before this shows the port as it was.
+    pub(super) since: Instant,
     /// The next reading of the table.
     pub(super) look_at: Instant,
     /// A snapshot is being taken.
@@ -46,6 +51,10 @@ impl Run {
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
+        if let Some(unit) = &self.unit {
+            let gate = unit.is_at_gate().then(|| self.gate.next_deadline()).flatten();
+            return gate.into_iter().chain(unit.next_deadline()).min();
+        }
         match &self.starting {
             None => self.gate.next_deadline(),
             Some(starting) if starting.looking => Some(starting.deadline),
@@ -57,6 +66,9 @@ impl Run {
     pub(super) fn hasten(&mut self) {
         if let Some(starting) = &mut self.starting {
             starting.look_at = now();
+        }
+        if let Some(unit) = &mut self.unit {
+            unit.hasten(now());
         }
     }
 

@@ -7,12 +7,23 @@ use std::time::Duration;
 
 use guard_core::follow::Follow;
 use guard_core::gate::{Budgets, Gate, Outcome, Proof};
-use guard_core::model::{BindSpec, Instant, Port};
-use guard_core::policy::Rules;
+use guard_core::model::{BindSpec, Instant, Manager, Port, Unit, UnitId, UnitName};
+use guard_core::policy::{Rules, UnitRule, UnitState};
+use guard_core::restart::{self, Obstacle, Step, UnitDetails};
 use guard_core::timeline::Entry;
 use tokio::sync::oneshot;
 
+use crate::act::systemd::SystemdError;
 use crate::observe::Tier;
+
+/// From SIGTERM to SIGKILL where nothing else is said.
+pub const DRAIN: Duration = Duration::from_secs(10);
+
+/// What a run has beyond the drain budget where nothing else is said.
+pub const AFTER_DRAIN: Duration = Duration::from_secs(20);
+
+/// From SIGKILL until a process counts as unkillable.
+const CONFIRM: Duration = Duration::from_secs(5);
 
 /// One guarded service.
 #[derive(Clone)]
@@ -23,16 +34,38 @@ pub struct Service {
     pub endpoints: Vec<BindSpec>,
     /// How its processes are recognised, made anew for each run.
     pub rules: Arc<dyn Fn() -> Rules + Send + Sync>,
-    /// How long each step of a run that ends holders may take.
-    pub budgets: Budgets,
+    /// From SIGTERM to SIGKILL; `None`: what its unit grants, or [`DRAIN`].
+    pub drain: Option<Duration>,
+    /// Until the port is bindable; `None`: the drain budget and [`AFTER_DRAIN`].
+    pub timeout: Option<Duration>,
     /// Open although an ended process has not finished exiting.
     pub port_only: bool,
     /// Destroy sockets as the last resort.
     pub evict: bool,
-    /// The command that starts it again.
-    pub start: Option<Vec<OsString>>,
+    /// How it is started again.
+    pub start: Option<Start>,
     /// From the start to LISTEN.
     pub start_budget: Duration,
+}
+
+/// How a service is started again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// By this command.
+    Command(Vec<OsString>),
+    /// By the manager of this unit, which also stops it.
+    Unit(UnitStart),
+}
+
+/// A unit that is a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitStart {
+    /// Whose it is.
+    pub manager: Manager,
+    /// Its name.
+    pub name: UnitName,
+    /// Exit codes by which it says that a healthy instance of it already runs.
+    pub already_running: Vec<i32>,
 }
 
 impl fmt::Debug for Service {
@@ -51,6 +84,36 @@ impl Service {
         ports.sort_unstable();
         ports.dedup();
         ports
+    }
+
+    /// How long each step of a run that ends holders may take.
+    pub(super) fn budgets(&self, unit: Option<&Unit>) -> Budgets {
+        let drain = self.drain.or_else(|| unit.map(restart::drain)).unwrap_or(DRAIN);
+        let total = self.timeout.unwrap_or_else(|| drain.saturating_add(AFTER_DRAIN));
+        Budgets { total: Some(total), drain, confirm: CONFIRM }
+    }
+
+    /// The unit that it is.
+    pub(super) const fn unit(&self) -> Option<&UnitStart> {
+        match &self.start {
+            Some(Start::Unit(unit)) => Some(unit),
+            Some(Start::Command(_)) | None => None,
+        }
+    }
+
+    /// Its rules; a restart stops its unit, so that unit's processes may be ended.
+    pub(super) fn rules_with(&self, known: Option<&Unit>) -> Rules {
+        let mut rules = (self.rules)();
+        if let Some(unit) = self.unit() {
+            let state = known.cloned().map_or_else(
+                || UnitState::Unknown("its service manager was not asked".to_owned()),
+                UnitState::Known,
+            );
+            let manager = Some(unit.manager);
+            let named = UnitRule::named(known.map_or(unit.name.as_str(), |unit| unit.name.as_str()));
+            rules.units.push(UnitRule { manager, state, restarted: true, ..named });
+        }
+        rules
     }
 
     /// Connections block its bind too.
@@ -91,6 +154,8 @@ pub struct RunInfo {
     pub service: Arc<Service>,
     /// What it is for.
     pub kind: Kind,
+    /// When it was asked for.
+    pub began: Instant,
 }
 
 /// A run that was begun, or joined.
@@ -170,6 +235,14 @@ pub enum End<'a> {
     Restarted(Follow),
     /// The service did not come up: why.
     StartFailed(String),
+    /// The manager of its unit could not be asked.
+    NoUnit(SystemdError),
+    /// The unit cannot be restarted from here.
+    Obstructed(Obstacle),
+    /// As the unit's restart says.
+    Unit(&'a restart::Restart, &'a restart::End),
+    /// Nobody wants it any more, and the unit was stopped.
+    LeftStopped(UnitId),
     /// Nobody wants it any more: why.
     Abandoned(&'static str),
 }
@@ -180,6 +253,12 @@ pub trait Witness {
     fn entry(&mut self, run: &RunInfo, gate: &Gate, tier: Tier, at: Instant, entry: &Entry);
     /// A step of a run outside of its gate.
     fn step(&mut self, run: &RunInfo, at: Instant, step: &'static str, pid: Option<u32>, text: String);
+    /// What a run is about to restart.
+    fn unit_seen(&mut self, run: &RunInfo, at: Instant, unit: &Unit, details: &UnitDetails);
+    /// The look before the unit's stop is over.
+    fn looked_ahead(&mut self, run: &RunInfo, gate: &Gate, tier: Tier, at: Instant);
+    /// A step of a unit's restart.
+    fn unit_step(&mut self, run: &RunInfo, at: Instant, step: &Step);
     /// A run ended.
     fn ended(&mut self, run: &RunInfo, gate: &Gate, tier: Tier, at: Instant, end: &End<'_>);
     /// A look at a service that nothing is under way for.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use guard_core::gate::Gate;
-use guard_core::model::{Instant, Port, ProcessId};
+use guard_core::model::{Instant, Port, ProcessId, Unit};
 use tokio::sync::oneshot;
 
 use super::service::Service;
@@ -29,6 +29,8 @@ pub(super) struct Standing {
     began: Option<Instant>,
     /// When the last look ended.
     ended: Option<Instant>,
+    /// What the manager of its unit said last.
+    pub(super) unit: Option<Unit>,
     /// Who listens, as far as is known: their exits are told.
     pub(super) owners: BTreeSet<ProcessId>,
     /// Who waits for the look under way, and for the one after it.
@@ -46,6 +48,7 @@ impl Standing {
             outdated: true,
             began: None,
             ended: None,
+            unit: None,
             owners: BTreeSet::new(),
             served: Vec::new(),
             asked: Vec::new(),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use guard_core::model::{Port, Uid};
+use guard_core::model::{Manager, Port, Uid, UnitName};
 use guard_core::policy::CgroupGlob;
 use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -16,6 +16,7 @@ use toml::Spanned;
 use super::{ApiConfig, Budget, Config, Endpoint, Grant, Mistake, ObserverConfig, Recognise, Restart};
 use super::{SOCKET, ServiceConfig};
 use crate::runtime::asker;
+use crate::runtime::preset::{self, Expansion};
 use crate::runtime::spelling::{Place, Regex, as_kernel_comm, parse_duration, parse_interval, parse_user};
 use crate::runtime::{Tier, TierChoice};
 
@@ -75,6 +76,7 @@ struct Service {
     #[serde(default)]
     strict_bind: bool,
     netns: Option<Parsed<Place>>,
+    preset: Option<PresetWord>,
     #[serde(default)]
     recognise: RecogniseKeys,
     #[serde(default)]
@@ -83,9 +85,23 @@ struct Service {
     port_only: bool,
     #[serde(default)]
     evict: bool,
-    restart: Option<RestartKeys>,
+    restart: Option<Spanned<RestartKeys>>,
     observe: Option<GrantKeys>,
     control: Option<GrantKeys>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum PresetWord {
+    Openclaw,
+}
+
+impl PresetWord {
+    const fn expansion(self) -> &'static Expansion {
+        match self {
+            Self::Openclaw => &preset::OPENCLAW,
+        }
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -115,7 +131,10 @@ struct BudgetKeys {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct RestartKeys {
-    command: Spanned<Vec<String>>,
+    command: Option<Spanned<Vec<String>>>,
+    unit: Option<Spanned<String>>,
+    user: Option<Spanned<User>>,
+    already_running_codes: Option<Spanned<Vec<u8>>>,
 }
 
 #[derive(Deserialize)]
@@ -335,23 +354,28 @@ impl Checks<'_> {
             endpoints.push(endpoint);
         }
         let budget = budget(&service.budget);
+        let preset = service.preset.map(PresetWord::expansion);
         Ok(ServiceConfig {
             endpoints,
             v6only: service.v6only,
             strict_bind: service.strict_bind,
             netns,
-            recognise: self.recognise(service.recognise)?,
+            recognise: self.recognise(service.recognise, preset)?,
             budget,
             port_only: service.port_only,
             evict: service.evict,
-            restart: service.restart.map(|restart| self.restart(restart)).transpose()?,
+            restart: service.restart.map(|restart| self.restart(restart, preset)).transpose()?,
             observe: service.observe.map_or(Grant::Everybody, grant),
             control: service.control.map_or_else(Grant::nobody, grant),
             name: name.into_inner(),
         })
     }
 
-    fn recognise(&self, keys: RecogniseKeys) -> Result<Recognise, Mistake> {
+    fn recognise(
+        &self,
+        keys: RecogniseKeys,
+        preset: Option<&'static Expansion>,
+    ) -> Result<Recognise, Mistake> {
         let any_owner = keys.any_owner.as_ref().is_some_and(|any| *any.get_ref());
         let rules = !keys.patterns.is_empty()
             || !keys.exe.is_empty()
@@ -361,30 +385,83 @@ impl Checks<'_> {
         if let Some(any) = keys.any_owner.as_ref().filter(|any| *any.get_ref() && rules) {
             return self.wrong(any, "any-owner makes the other rules pointless: keep one or the other");
         }
+        // A rule of the user's own takes the place of the preset's of that kind.
+        let preset = preset.filter(|_| !any_owner);
+        let mut patterns: Vec<Regex> = keys.patterns.into_iter().map(|pattern| pattern.0).collect();
+        let mut comm: Vec<String> = keys.comm.iter().map(|comm| as_kernel_comm(&comm.0)).collect();
+        if let Some(known) = preset {
+            if patterns.is_empty() {
+                patterns = known.regexes();
+            }
+            if comm.is_empty() {
+                comm = known.comm.iter().map(|comm| as_kernel_comm(comm)).collect();
+            }
+        }
         Ok(Recognise {
-            patterns: keys.patterns.into_iter().map(|pattern| pattern.0).collect(),
+            patterns,
             exe: keys.exe.into_iter().map(|exe| exe.0).collect(),
-            comm: keys.comm.iter().map(|comm| as_kernel_comm(&comm.0)).collect(),
+            comm,
             uid: keys.uid.iter().map(|user| Uid(user.0)).collect(),
             cgroups: keys.cgroup.into_iter().map(|glob| glob.0).collect(),
             any_owner,
         })
     }
 
-    fn restart(&self, keys: RestartKeys) -> Result<Restart, Mistake> {
-        match keys.command.get_ref().first() {
-            Some(program) if program.starts_with('/') => Ok(Restart::Command(keys.command.into_inner())),
-            Some(_) => self.wrong(&keys.command, "give the program's whole path, from /"),
-            None => self.wrong(&keys.command, "there is no program to run"),
+    fn restart(
+        &self,
+        table: Spanned<RestartKeys>,
+        preset: Option<&'static Expansion>,
+    ) -> Result<Restart, Mistake> {
+        let span = table.span();
+        let keys = table.into_inner();
+        let only_with_unit = "this goes with `unit`, not with `command`";
+        match (keys.command, keys.unit) {
+            (Some(command), None) => {
+                if let Some(user) = &keys.user {
+                    return self.wrong(user, only_with_unit);
+                }
+                if let Some(codes) = &keys.already_running_codes {
+                    return self.wrong(codes, only_with_unit);
+                }
+                match command.get_ref().first() {
+                    Some(program) if program.starts_with('/') => Ok(Restart::Command(command.into_inner())),
+                    Some(_) => self.wrong(&command, "give the program's whole path, from /"),
+                    None => self.wrong(&command, "there is no program to run"),
+                }
+            }
+            (None, Some(unit)) => {
+                let plain = |letter: char| letter.is_ascii_alphanumeric() || ":-_.\\@".contains(letter);
+                let name = UnitName::new(unit.get_ref());
+                if unit.get_ref().is_empty() || !unit.get_ref().chars().all(plain) || !name.is_service() {
+                    return self.wrong(&unit, "give the name of a service unit, such as gateway.service");
+                }
+                let codes = keys.already_running_codes.map(Spanned::into_inner);
+                let codes = codes.map(|codes| codes.into_iter().map(i32::from).collect());
+                Ok(Restart::Unit {
+                    manager: keys
+                        .user
+                        .map_or(Manager::System, |user| Manager::User(Uid(user.into_inner().0))),
+                    name,
+                    already_running: codes
+                        .unwrap_or_else(|| preset.map(|known| known.already_runs).into_iter().collect()),
+                })
+            }
+            (Some(_), Some(unit)) => {
+                self.wrong(&unit, "a service is restarted by `command` or by `unit`: keep one of them")
+            }
+            (None, None) => Err(Mistake::at(
+                self.text,
+                Some(span),
+                "say how it is restarted: by `unit`, or by `command`".to_owned(),
+            )),
         }
     }
 }
 
 fn budget(keys: &BudgetKeys) -> Budget {
-    let drain = keys.drain.as_ref().map_or(Duration::from_secs(10), |span| span.0);
     Budget {
-        drain,
-        timeout: keys.timeout.as_ref().map_or(drain.saturating_add(Duration::from_secs(20)), |span| span.0),
+        drain: keys.drain.as_ref().map(|span| span.0),
+        timeout: keys.timeout.as_ref().map(|span| span.0),
         start: keys.start.as_ref().map_or(Duration::from_secs(60), |span| span.0),
     }
 }

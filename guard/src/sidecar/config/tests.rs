@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use guard_core::model::Uid;
 
 use super::*;
@@ -66,7 +64,7 @@ fn the_least_configuration_has_safe_defaults() {
     assert_eq!(service.control, Grant::nobody());
     assert_eq!(service.restart, None);
     assert!(!service.recognise.any_owner && !service.evict);
-    assert_eq!(service.budget.timeout, Duration::from_secs(30));
+    assert_eq!((service.budget.drain, service.budget.timeout), (None, None));
 }
 
 #[test]
@@ -102,7 +100,13 @@ fn a_wrong_value_is_named_with_its_place() {
     assert!(wrong("control = { uid = [-1] }").contains("no user -1"));
     assert!(wrong("restart = { command = [] }").contains("no program"));
     assert!(wrong("restart = { command = [\"systemctl\"] }").contains("whole path"));
-    assert!(wrong("restart = {}").contains("missing key `command`"));
+    assert!(wrong("restart = {}").starts_with("3:11: say how it is restarted"), "{}", wrong("restart = {}"));
+    assert!(wrong("restart = { unit = \"x\", command = [\"/x\"] }").contains("keep one of them"));
+    assert!(wrong("restart = { command = [\"/x\"], user = 7 }").starts_with("3:38: this goes with `unit`"));
+    assert!(wrong("restart = { unit = \"x.socket\" }").contains("a service unit"));
+    assert!(wrong("restart = { unit = \"a/b\" }").contains("a service unit"));
+    assert!(wrong("restart = { unit = \"x\", user = \"no-such-user\" }").contains("no user no-such-user"));
+    assert!(wrong("preset = \"openclow\"").contains("openclaw"));
     assert!(mistake("tier = \"epbf\"\n").contains("did you mean `ebpf`?"));
     assert!(mistake("[api]\nmode = 660\n").starts_with("2:8: "));
     assert!(mistake("[api]\nmode = \"0999\"\n").contains("octal"));
@@ -153,6 +157,37 @@ fn rules_are_the_same_as_the_flags_make() {
     assert_eq!(rules.patterns.len(), 1);
     assert_eq!(rules.comm, ["openclaw-gatewa"]);
     assert_eq!(rules.uid, [Uid(0), Uid(7)]);
+}
+
+#[test]
+fn a_unit_is_restarted_by_its_manager() {
+    let restart = |keys: &str| service(&format!("restart = {{ {keys} }}")).restart.expect("a restart");
+    let unit =
+        |manager, already_running| Restart::Unit { manager, name: UnitName::new("x"), already_running };
+    assert_eq!(restart("unit = \"x\""), unit(Manager::System, Vec::new()));
+    assert_eq!(
+        restart("unit = \"x.service\", user = 7, already-running-codes = [78]"),
+        unit(Manager::User(Uid(7)), vec![78])
+    );
+    assert_eq!(restart("unit = \"x\", user = \"root\""), unit(Manager::User(Uid(0)), Vec::new()));
+}
+
+#[test]
+fn a_preset_stands_for_rules_and_an_exit_code_unless_others_are_given() {
+    let known = service("preset = \"openclaw\"\nrestart = { unit = \"x\" }");
+    assert!(
+        known.recognise.patterns.len() > 1 && known.recognise.comm.contains(&"openclaw-gatewa".to_owned())
+    );
+    assert!(
+        matches!(&known.restart, Some(Restart::Unit { already_running, .. }) if *already_running == [78])
+    );
+    let own = service(
+        "preset = \"openclaw\"\nrecognise = { match = [\"^x\"] }\nrestart = { unit = \"x\", already-running-codes = [] }",
+    );
+    assert_eq!((own.recognise.patterns.len(), own.recognise.comm.is_empty()), (1, false));
+    assert!(
+        matches!(&own.restart, Some(Restart::Unit { already_running, .. }) if already_running.is_empty())
+    );
 }
 
 #[test]
