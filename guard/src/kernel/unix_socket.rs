@@ -3,13 +3,14 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, getsockname, listen, socket,
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockname, listen, socket,
 };
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 use nix::unistd::{Gid, chown};
@@ -33,6 +34,12 @@ pub enum UnixSocketError {
         /// Where.
         path: PathBuf,
     },
+    /// Something else is there.
+    #[error("{} is there already and is no socket: portguard does not remove it", path.display())]
+    NoSocket {
+        /// Where.
+        path: PathBuf,
+    },
     /// What was handed over is no listening Unix socket.
     #[error("the service manager did not hand over one listening Unix socket: {0}")]
     HandedOver(String),
@@ -48,13 +55,44 @@ pub enum UnixSocketError {
     },
 }
 
+/// A socket's file, to be removed when it is no longer listened on.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl SocketFile {
+    /// Removes it, unless somebody has put another one in its place: then that is his.
+    ///
+    /// # Errors
+    ///
+    /// When it stays behind.
+    pub fn remove(self) -> io::Result<()> {
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(there) if (there.dev(), there.ino()) == (self.device, self.inode) => {
+                std::fs::remove_file(&self.path)
+            }
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 /// Listens at `path`, which nobody but the owner can connect to before it has
-/// the permissions `mode`. What a sidecar that was killed left there goes.
+/// the permissions `mode`. What a sidecar that was killed left there goes;
+/// nothing else that is there does.
 ///
 /// # Errors
 ///
 /// See [`UnixSocketError`].
-pub fn listen_at(path: &Path, mode: u32, group: Option<u32>) -> Result<UnixListener, UnixSocketError> {
+pub fn listen_at(
+    path: &Path,
+    mode: u32,
+    group: Option<u32>,
+) -> Result<(UnixListener, SocketFile), UnixSocketError> {
     let failed = |operation, source: Errno| UnixSocketError::Failed {
         operation,
         path: path.to_owned(),
@@ -73,8 +111,18 @@ pub fn listen_at(path: &Path, mode: u32, group: Option<u32>) -> Result<UnixListe
         .map_err(|errno| failed("make a socket for", errno))?;
     match bind(fd.as_raw_fd(), &address) {
         Err(Errno::EADDRINUSE) => {
-            if UnixStream::connect(path).is_ok() {
-                return Err(UnixSocketError::InUse { path: path.to_owned() });
+            let there = std::fs::symlink_metadata(path).map_err(|source| UnixSocketError::Failed {
+                operation: "look at",
+                path: path.to_owned(),
+                source,
+            })?;
+            if !there.file_type().is_socket() {
+                return Err(UnixSocketError::NoSocket { path: path.to_owned() });
+            }
+            // Nobody listens there only if that is what the kernel says: a full queue (EAGAIN) is somebody.
+            match connects(&address) {
+                Err(Errno::ECONNREFUSED) => {}
+                Ok(()) | Err(_) => return Err(UnixSocketError::InUse { path: path.to_owned() }),
             }
             std::fs::remove_file(path).map_err(|source| UnixSocketError::Failed {
                 operation: "remove what is left of",
@@ -91,9 +139,22 @@ pub fn listen_at(path: &Path, mode: u32, group: Option<u32>) -> Result<UnixListe
     if let Some(group) = group {
         chown(path, None, Some(Gid::from_raw(group))).map_err(|errno| failed("set the group of", errno))?;
     }
+    let there = std::fs::symlink_metadata(path).map_err(|source| UnixSocketError::Failed {
+        operation: "look at",
+        path: path.to_owned(),
+        source,
+    })?;
+    let file = SocketFile { path: path.to_owned(), device: there.dev(), inode: there.ino() };
     let backlog = Backlog::new(BACKLOG).map_err(|errno| failed("listen at", errno))?;
     listen(&fd, backlog).map_err(|errno| failed("listen at", errno))?;
-    Ok(UnixListener::from(fd))
+    Ok((UnixListener::from(fd), file))
+}
+
+/// Whether somebody takes connections there. Waits for nobody.
+fn connects(address: &UnixAddr) -> Result<(), Errno> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(fd.as_raw_fd(), address)
 }
 
 /// The socket that a service manager handed over (`LISTEN_FDS`), if it did.
@@ -168,6 +229,7 @@ pub fn peer_groups(stream: impl AsFd) -> io::Result<Vec<u32>> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixStream;
 
     use super::*;
 
@@ -175,14 +237,61 @@ mod tests {
     fn a_socket_has_its_permissions_and_replaces_a_dead_one() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("deep/portguard.sock");
-        let first = listen_at(&path, 0o600, None).expect("a socket");
+        let (first, _file) = listen_at(&path, 0o600, None).expect("a socket");
         assert_eq!(std::fs::metadata(&path).expect("the socket").permissions().mode() & 0o777, 0o600);
         let refused = listen_at(&path, 0o600, None).expect_err("somebody listens");
         assert!(matches!(refused, UnixSocketError::InUse { .. }), "{refused}");
         drop(first);
-        let second = listen_at(&path, 0o660, None).expect("the old one is dead");
+        let (second, _file) = listen_at(&path, 0o660, None).expect("the old one is dead");
         assert_eq!(std::fs::metadata(&path).expect("the socket").permissions().mode() & 0o777, 0o660);
         drop(second);
+    }
+
+    #[test]
+    fn what_is_no_socket_is_not_removed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("portguard.sock");
+        std::fs::write(&path, "precious").expect("a file");
+        let refused = listen_at(&path, 0o600, None).expect_err("something else is there");
+        assert!(matches!(refused, UnixSocketError::NoSocket { .. }), "{refused}");
+        assert_eq!(std::fs::read_to_string(&path).expect("the file"), "precious");
+    }
+
+    #[test]
+    fn a_listener_with_a_full_queue_is_somebody_and_keeps_nobody_waiting() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("portguard.sock");
+        let listener = UnixListener::bind(&path).expect("a socket");
+        listen(&listener, Backlog::new(1).expect("a backlog")).expect("a short queue");
+        let address = UnixAddr::new(&path).expect("an address");
+        let mut queued = Vec::new();
+        loop {
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).expect("a socket");
+            match connect(fd.as_raw_fd(), &address) {
+                Ok(()) => queued.push(fd),
+                Err(errno) => break assert_eq!(errno, Errno::EAGAIN),
+            }
+            assert!(queued.len() < 100, "the queue has an end");
+        }
+        let refused = listen_at(&path, 0o600, None).expect_err("somebody listens");
+        assert!(matches!(refused, UnixSocketError::InUse { .. }), "{refused}");
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_socket_that_another_put_in_its_place_is_not_removed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("portguard.sock");
+        let (_first, file) = listen_at(&path, 0o600, None).expect("a socket");
+        std::fs::remove_file(&path).expect("removed by somebody");
+        let _other = UnixListener::bind(&path).expect("another's socket");
+        file.remove().expect("there is nothing to do");
+        assert!(path.exists() && UnixStream::connect(&path).is_ok());
+        std::fs::remove_file(&path).expect("removed by somebody");
+        let (_second, file) = listen_at(&path, 0o600, None).expect("a socket");
+        file.remove().expect("it is our own");
+        assert!(!path.exists());
     }
 
     #[test]

@@ -11,18 +11,22 @@ use crate::kernel::notify;
 pub use crate::kernel::notify::Notify;
 pub use crate::kernel::privileges::{give_up_capabilities, raise_descriptor_limit};
 use crate::kernel::unix_socket;
-pub use crate::kernel::unix_socket::{UnixSocketError, peer_groups};
+pub use crate::kernel::unix_socket::{SocketFile, UnixSocketError, peer_groups};
 
-/// The socket that the service manager handed over, else one at `path`. Says
-/// which: what was handed over is not to be removed.
+/// The socket that the service manager handed over, else one at `path` with its
+/// file: what was handed over is not to be removed.
 ///
 /// # Errors
 ///
 /// See [`UnixSocketError`].
-pub fn listen(path: &Path, mode: u32, group: Option<u32>) -> Result<(UnixListener, bool), UnixSocketError> {
+pub fn listen(
+    path: &Path,
+    mode: u32,
+    group: Option<u32>,
+) -> Result<(UnixListener, Option<SocketFile>), UnixSocketError> {
     match unix_socket::handed_over(variable("LISTEN_PID"), variable("LISTEN_FDS"))? {
-        Some(listener) => Ok((listener, true)),
-        None => Ok((unix_socket::listen_at(path, mode, group)?, false)),
+        Some(listener) => Ok((listener, None)),
+        None => unix_socket::listen_at(path, mode, group).map(|(listener, file)| (listener, Some(file))),
     }
 }
 

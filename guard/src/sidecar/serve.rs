@@ -14,7 +14,7 @@ use super::config::{ApiConfig, Config, ConfigError};
 use super::engines::{Engines, Outlet};
 use super::hub::Hub;
 use super::server::{self, Shared};
-use crate::runtime::daemon::{self, Notify, UnixSocketError};
+use crate::runtime::daemon::{self, Notify, SocketFile, UnixSocketError};
 use crate::runtime::netns::NetnsError;
 use crate::runtime::units::Units;
 use crate::runtime::{RuntimeError, now, wall_clock};
@@ -76,9 +76,9 @@ pub async fn serve(path: &Path) -> Result<(), SidecarError> {
     let ApiConfig { socket, mode, group, clients, history } = config.api.clone();
     // Nobody is kept waiting at a socket that is not served: it comes before
     // the loading, and its backlog holds whoever comes early.
-    let (listener, was_handed_over) = daemon::listen(&socket, mode, group)?;
+    let (listener, file) = daemon::listen(&socket, mode, group)?;
+    let remove = Remove(file);
     let listener = UnixListener::from_std(listener).map_err(system("serve the socket"))?;
-    let remove = Remove((!was_handed_over).then_some(socket));
     // Its thread keeps what the others give up below.
     let units = Units::start().map_err(SidecarError::Thread)?;
     let (mut engines, outlet) = Engines::new(config.observer.clone(), units);
@@ -151,11 +151,11 @@ async fn tick(interval: &mut Option<tokio::time::Interval>) {
 }
 
 /// The socket that this sidecar made goes with it.
-struct Remove(Option<PathBuf>);
+struct Remove(Option<SocketFile>);
 
 impl Drop for Remove {
     fn drop(&mut self) {
-        if let Some(Err(error)) = self.0.take().map(std::fs::remove_file) {
+        if let Some(Err(error)) = self.0.take().map(SocketFile::remove) {
             warn!(%error, "the socket stays behind; the next sidecar replaces it");
         }
     }
