@@ -49,8 +49,17 @@ pub struct Command {
 impl Command {
     /// Starts it.
     pub fn start(argv: &[OsString]) -> Result<Self, CommandError> {
+        Self::start_without(argv, &[])
+    }
+
+    /// Starts it without these variables in its environment.
+    pub fn start_without(argv: &[OsString], variables: &[&str]) -> Result<Self, CommandError> {
         let (program, arguments) = argv.split_first().ok_or(CommandError::Empty)?;
-        let child = tokio::process::Command::new(program)
+        let mut command = tokio::process::Command::new(program);
+        for variable in variables {
+            command.env_remove(variable);
+        }
+        let child = command
             .args(arguments)
             .spawn()
             .map_err(|source| CommandError::Start { program: program.clone(), source })?;

@@ -12,6 +12,11 @@ use super::{End, Engine, RunNumber, Start, Witness};
 use crate::act::{Command, CommandError};
 use crate::runtime::now;
 
+/// What the sidecar's own service manager told the sidecar: a command that took it
+/// for its own could call itself ready, or feed a watchdog, in the sidecar's place.
+const OUR_OWN: [&str; 6] =
+    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+
 impl<W: Witness> Engine<W> {
     /// The gate is open: starts the service.
     pub(super) fn start(&mut self, number: RunNumber) {
@@ -20,7 +25,7 @@ impl<W: Witness> Engine<W> {
             return self.finish(number, |_| End::StartFailed("there is no command to start it".to_owned()));
         };
         let began = now();
-        let mut command = match Command::start(argv) {
+        let mut command = match Command::start_without(argv, &OUR_OWN) {
             Ok(command) => command,
             Err(error) => return self.finish(number, |_| End::StartFailed(error.to_string())),
         };
