@@ -219,6 +219,21 @@ impl Machine {
         self.ask(manager, &["daemon-reload"]);
     }
 
+    /// Adds a drop-in to a unit and makes it known.
+    ///
+    /// # Panics
+    /// When it cannot be written or read.
+    pub fn drop_in(&self, manager: Manager, unit: &str, text: &str) {
+        let units = match manager {
+            Manager::System => "units",
+            Manager::User => "user-units",
+        };
+        let folder = self.folder.path().join(units).join(format!("{unit}.d"));
+        std::fs::create_dir_all(&folder).expect("a folder for drop-ins");
+        std::fs::write(folder.join("10-test.conf"), text).expect("write a drop-in");
+        self.ask(manager, &["daemon-reload"]);
+    }
+
     /// Writes any other unit file of the system and makes it known.
     ///
     /// # Panics

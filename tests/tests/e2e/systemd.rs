@@ -6,6 +6,7 @@ use guard_tests::{DEADLINE, Finished, Portguard, World, wait_until};
 mod asking;
 mod failing;
 mod racing;
+mod gates;
 mod sidecar;
 mod stopping;
 
