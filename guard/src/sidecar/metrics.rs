@@ -36,6 +36,7 @@ pub(super) struct Metrics {
     release: BTreeMap<&'static str, Histogram>,
     steps: BTreeMap<&'static str, Histogram>,
     signals: BTreeMap<(Arc<str>, &'static str), u64>,
+    bind_failures: BTreeMap<Arc<str>, u64>,
     lost: u64,
     pub(super) lagged: u64,
     /// Events that the hub could not take in time.
@@ -89,6 +90,11 @@ impl Metrics {
                         .add(std::time::Duration::from_nanos(nanos).as_secs_f64());
                 }
             }
+            Body::BindFailed(failed) => {
+                if let Some(service) = service {
+                    *self.bind_failures.entry(Arc::clone(service)).or_default() += failed.counted();
+                }
+            }
             // Each run tells of it too.
             Body::EventsLost { count } if run.is_none() => self.lost += count,
             _ => {}
@@ -111,6 +117,11 @@ impl Metrics {
         family(&mut out, "portguard_signals", "counter", "Signals that were sent.");
         for ((service, signal), count) in self.signals.iter().filter(|((name, _), _)| seen(name)) {
             line(&mut out, "portguard_signals_total", &[("service", service), ("signal", signal)], count);
+        }
+        let help = "Binds of others that failed because the port was in use, as far as the tier shows them.";
+        family(&mut out, "portguard_bind_failures", "counter", help);
+        for (service, count) in self.bind_failures.iter().filter(|(name, _)| seen(name)) {
+            line(&mut out, "portguard_bind_failures_total", &[("service", service)], count);
         }
         family(&mut out, "portguard_verdict", "stateset", "What the last look said of the service.");
         for service in services {

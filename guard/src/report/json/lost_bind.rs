@@ -35,6 +35,13 @@ pub struct BindFailedBody {
     holders_seen_mono_ns: Option<u64>,
 }
 
+impl BindFailedBody {
+    /// How many failed binds it stands for; another portguard's probes are none.
+    pub fn counted(&self) -> u64 {
+        if self.probe { 0 } else { u64::from(self.attempts) }
+    }
+}
+
 pub(super) fn bind_failed(
     bind: &FailedBind,
     holders: &[JudgedHolder],
