@@ -21,7 +21,8 @@ const MOST_BYTES: usize = 8 * 1024 * 1024;
 /// Events that are kept of one run: of a usual one there are a few dozen.
 const RUN_EVENTS: usize = 512;
 
-/// Runs that are kept after their end.
+/// Runs of each kind that are kept after their end: however many wait at gates,
+/// what came of the last restarts stays known.
 const FINISHED_RUNS: usize = 256;
 
 /// Something that happened, from an event loop.
@@ -83,7 +84,8 @@ pub(super) struct Hub {
     services: BTreeMap<Arc<str>, ServiceState>,
     tiers: BTreeMap<Arc<str>, (&'static str, Option<String>)>,
     runs: BTreeMap<RunNumber, RunState>,
-    finished: VecDeque<RunNumber>,
+    /// By command, oldest first.
+    finished: BTreeMap<&'static str, VecDeque<RunNumber>>,
     pub(super) metrics: Metrics,
     head: watch::Sender<u64>,
 }
@@ -112,7 +114,7 @@ impl Hub {
             services: BTreeMap::new(),
             tiers: BTreeMap::new(),
             runs: BTreeMap::new(),
-            finished: VecDeque::new(),
+            finished: BTreeMap::new(),
             metrics: Metrics::default(),
             head: watch::Sender::new(0),
         }
@@ -200,6 +202,11 @@ impl Hub {
         }
         let restart = command == "restart";
         let state = self.services.entry(Arc::clone(service)).or_default();
+        // What did not fit into the queue may come after the end.
+        let over = run.finished.is_some();
+        if over {
+            return;
+        }
         if restart && !last {
             state.restart = Some(number);
         }
@@ -209,9 +216,10 @@ impl Hub {
                 state.last_restart = Some(number);
             }
             run.finished = Some(body);
-            self.finished.push_back(number);
-            if self.finished.len() > FINISHED_RUNS
-                && let Some(oldest) = self.finished.pop_front()
+            let finished = self.finished.entry(command).or_default();
+            finished.push_back(number);
+            if finished.len() > FINISHED_RUNS
+                && let Some(oldest) = finished.pop_front()
             {
                 self.runs.remove(&oldest);
             }
@@ -466,5 +474,34 @@ mod tests {
         assert_eq!((last.state.as_str(), last.exit_code), ("finished", Some(0)));
         assert!(hub.run_document("e-299", |_| false).is_none(), "it may not be seen");
         assert_eq!(hub.runs.len(), FINISHED_RUNS);
+    }
+
+    #[test]
+    fn many_gates_do_not_push_out_what_came_of_a_restart() {
+        let mut hub = hub(10);
+        let mut finish = |number: u64, command| {
+            let body =
+                Body::finished(std::time::Duration::ZERO, crate::runtime::Tier::Poll, "opened", 0, None);
+            let what = What::Run(RunNumber(number), command, body);
+            hub.take(Notice { at: now(), service: Some("web".into()), what });
+        };
+        finish(1, "restart");
+        (2..1_000).for_each(|number| finish(number, "gate"));
+        assert!(hub.run_document("e-1", |_| true).is_some());
+        assert!(hub.run_document("e-2", |_| true).is_none());
+    }
+
+    #[test]
+    fn what_comes_after_the_end_of_a_run_does_not_bring_it_back() {
+        let mut hub = hub(10);
+        let mut tell = |body| {
+            let what = What::Run(RunNumber(1), "restart", body);
+            hub.take(Notice { at: now(), service: Some("web".into()), what });
+        };
+        tell(Body::finished(std::time::Duration::ZERO, crate::runtime::Tier::Poll, "restarted", 0, None));
+        tell(Body::step("late", None, None));
+        let summary = hub.summary("web", true);
+        assert_eq!((summary.run, summary.last_run), (None, Some("e-1".to_owned())));
+        assert_eq!(hub.run_document("e-1", |_| true).expect("the run").state, "finished");
     }
 }
