@@ -50,7 +50,7 @@ impl<'m> SidecarUnit<'m> {
         // PrivateTmp= would hide the test's own folder, where the program and its configuration are.
         let folder = machine.folder().display();
         let output = machine.folder().join("portguard.out").display().to_string();
-        let more = format!("[Service]\nBindReadOnlyPaths={folder}\nStandardError=append:{output}\n");
+        let more = format!("[Service]\nBindPaths={folder}\nStandardError=append:{output}\n");
         let sidecar = Self { machine, head, config };
         sidecar.rewrite(services);
         machine.install_text(UNIT, &format!("{unit}\n{more}"));

@@ -65,6 +65,8 @@ pub struct Sources {
     pub require: Option<Tier>,
     /// Time between two bind probes in the poll tier.
     pub poll_interval: Duration,
+    /// Bytes of kernel memory for events that are not read yet; `None`: each tier's default.
+    pub event_buffer: Option<u32>,
 }
 
 /// The event loop of all services in one network namespace.
@@ -75,6 +77,8 @@ pub struct Engine<W> {
     looks: Batch<RunNumber>,
     standing_looks: Batch<Arc<str>>,
     services: BTreeMap<Arc<str>, Standing>,
+    /// What may be guarded next.
+    prepared: Vec<Service>,
     runs: BTreeMap<RunNumber, Run>,
     commands: JoinSet<(RunNumber, Result<ExitStatus, CommandError>)>,
     units: Units,
@@ -112,7 +116,11 @@ impl<W: Witness> Engine<W> {
             .map(|service| (Arc::clone(&service.name), Standing::new(Arc::new(service))))
             .collect();
         let watched = watched(services.values().map(|standing| &standing.service));
-        let tuning = Tuning { standing: true, ..sources.poll_interval.into() };
+        let tuning = Tuning {
+            poll_interval: sources.poll_interval,
+            event_buffer: sources.event_buffer,
+            standing: true,
+        };
         let (mut observer, owners) = Observer::start(sources.choice, &watched, tuning)?;
         observer.upgrade_now().await;
         if let Some(required) = sources.require {
@@ -128,6 +136,7 @@ impl<W: Witness> Engine<W> {
             looks: Batch::new(Looker::start(Vec::new(), owners, now)?),
             standing_looks: Batch::new(Looker::start(Vec::new(), OwnerSource::proc(), now)?),
             services,
+            prepared: Vec::new(),
             runs: BTreeMap::new(),
             commands: JoinSet::new(),
             units,

@@ -24,6 +24,9 @@ pub const PATH: &str = "/etc/portguard/portguard.toml";
 /// Where the socket is when nothing else is said.
 pub const SOCKET: &str = "/run/portguard/portguard.sock";
 
+/// The socket's permissions when nothing else is said.
+pub const MODE: u32 = 0o660;
+
 /// The configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -65,6 +68,8 @@ pub struct ObserverConfig {
     pub require: Option<Tier>,
     /// Time between two bind probes in the poll tier.
     pub poll_interval: Duration,
+    /// Bytes of kernel memory for events that are not read yet; `None`: each tier's default.
+    pub event_buffer: Option<u32>,
 }
 
 /// How the sidecar is asked, and its bounds.

@@ -21,7 +21,7 @@ use crate::runtime::{daemon, netns};
 const REQUESTS: usize = 1024;
 
 /// Notices that wait for the hub: an event loop never does.
-const NOTICES: usize = 16_384;
+pub(super) const NOTICES: usize = 16_384;
 
 /// All event loops.
 #[derive(Debug)]
@@ -32,6 +32,7 @@ pub(super) struct Engines {
     numbers: Arc<AtomicU64>,
     units: Units,
     notices: mpsc::Sender<Notice>,
+    ends: mpsc::UnboundedSender<Notice>,
     overrun: Arc<AtomicU64>,
     broken: mpsc::Sender<()>,
 }
@@ -40,6 +41,8 @@ pub(super) struct Engines {
 #[derive(Debug)]
 pub(super) struct Outlet {
     pub(super) notices: mpsc::Receiver<Notice>,
+    /// Ends of runs that did not fit there: no run shall seem to go on for ever.
+    pub(super) ends: mpsc::UnboundedReceiver<Notice>,
     /// Notices that did not fit.
     pub(super) overrun: Arc<AtomicU64>,
     /// Resolves when an event loop has broken down.
@@ -50,6 +53,7 @@ impl Engines {
     /// No event loop yet.
     pub(super) fn new(observer: ObserverConfig, units: Units) -> (Self, Outlet) {
         let (notices, inbox) = mpsc::channel(NOTICES);
+        let (ends, late) = mpsc::unbounded_channel();
         let (broken, breakdowns) = mpsc::channel(1);
         let overrun = Arc::new(AtomicU64::new(0));
         let engines = Self {
@@ -59,45 +63,64 @@ impl Engines {
             numbers: Arc::new(AtomicU64::new(1)),
             units,
             notices,
+            ends,
             overrun: Arc::clone(&overrun),
             broken,
         };
-        (engines, Outlet { notices: inbox, overrun, broken: breakdowns })
+        (engines, Outlet { notices: inbox, ends: late, overrun, broken: breakdowns })
+    }
+
+    /// Begins with what the configuration names.
+    pub(super) async fn open(&mut self, config: &Config) -> Result<(), SidecarError> {
+        for (place, services) in by_place(config) {
+            let requests = self.begin(place.clone(), services).await?;
+            self.by_netns.insert(place, requests);
+        }
+        self.learn(config);
+        Ok(())
     }
 
     /// Guards what the configuration names, from now on. What it named before
-    /// goes on without a gap.
+    /// goes on without a gap. When anything of it cannot be had, nothing has changed.
     pub(super) async fn configure(&mut self, config: &Config) -> Result<(), SidecarError> {
-        let mut wanted: BTreeMap<Option<Place>, Vec<ServiceConfig>> = BTreeMap::new();
-        for service in &config.services {
-            wanted.entry(service.netns.clone()).or_default().push(service.clone());
-        }
-        // New loops first: when one cannot be had, nothing has changed.
-        let mut begun = Vec::new();
-        for (place, services) in &wanted {
-            if !self.by_netns.contains_key(place) {
-                begun.push((place.clone(), self.begin(place.clone(), services.clone()).await?));
-            }
+        let wanted = by_place(config);
+        if let Some(place) = wanted.keys().find(|place| !self.by_netns.contains_key(*place)) {
+            let place = place.as_ref().map_or_else(|| "portguard's own".into(), |place| place.0.clone());
+            return Err(SidecarError::NewNetns(place));
         }
         for (place, requests) in &self.by_netns {
             let services = wanted.get(place).cloned().unwrap_or_default();
             let (reply, answer) = oneshot::channel();
             let services = Box::new(move || resolve(&services));
-            let sent = requests.send(Request::Configure { services, reply }).await;
+            let sent = requests.send(Request::Prepare { services, reply }).await;
             match (sent, answer.await) {
                 (Ok(()), Ok(Ok(()))) => {}
                 (Ok(()), Ok(Err(why))) => return Err(SidecarError::Services(why)),
                 _ => return Err(SidecarError::LoopEnded),
             }
         }
-        self.by_netns.extend(begun);
+        for requests in self.by_netns.values() {
+            let (reply, answer) = oneshot::channel();
+            if requests.send(Request::Commit { reply }).await.is_err() || answer.await.is_err() {
+                return Err(SidecarError::LoopEnded);
+            }
+        }
         self.by_netns.retain(|place, _| wanted.contains_key(place));
-        self.by_service = config
-            .services
-            .iter()
-            .map(|service| (Arc::from(service.name.as_str()), service.netns.clone()))
-            .collect();
+        self.learn(config);
         Ok(())
+    }
+
+    fn learn(&mut self, config: &Config) {
+        let place = |service: &ServiceConfig| (Arc::from(service.name.as_str()), service.netns.clone());
+        self.by_service = config.services.iter().map(place).collect();
+    }
+
+    /// Asks every event loop to tell anew how everything is.
+    pub(super) fn refresh(&self) {
+        for requests in self.by_netns.values() {
+            // One that has too much to do tells it with the next loss.
+            let _busy = requests.try_send(Request::Refresh);
+        }
     }
 
     /// Where requests about this service go.
@@ -111,6 +134,7 @@ impl Engines {
         self.by_service.clear();
         // Its copies are the loops' own: the hub ends with the last of them.
         self.notices = mpsc::channel(1).0;
+        self.ends = mpsc::unbounded_channel().0;
     }
 
     /// Every event loop still serves.
@@ -129,10 +153,12 @@ impl Engines {
             choice: self.observer.tier,
             require: self.observer.require,
             poll_interval: self.observer.poll_interval,
+            event_buffer: self.observer.event_buffer,
         };
         let numbers = Arc::clone(&self.numbers);
         let names: Vec<Arc<str>> = services.iter().map(|service| Arc::from(service.name.as_str())).collect();
-        let teller = Teller { names, notices: self.notices.clone(), overrun: Arc::clone(&self.overrun) };
+        let (notices, ends) = (self.notices.clone(), self.ends.clone());
+        let teller = Teller { names, notices, ends, overrun: Arc::clone(&self.overrun) };
         let units = self.units.clone();
         let setup = Setup { sources, inbox, numbers, units, teller };
         let broken = self.broken.clone();
@@ -203,6 +229,15 @@ fn open_and_serve(
             }
         }
     })
+}
+
+/// The services of each network namespace.
+fn by_place(config: &Config) -> BTreeMap<Option<Place>, Vec<ServiceConfig>> {
+    let mut places: BTreeMap<Option<Place>, Vec<ServiceConfig>> = BTreeMap::new();
+    for service in &config.services {
+        places.entry(service.netns.clone()).or_default().push(service.clone());
+    }
+    places
 }
 
 /// What the engine guards, in the calling thread's network namespace.

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use super::access::Access;
-use super::config::{ApiConfig, Config, ConfigError};
-use super::engines::{Engines, Outlet};
-use super::hub::Hub;
+use super::config::{ApiConfig, Config, ConfigError, MODE, ObserverConfig};
+use super::engines::{Engines, NOTICES, Outlet};
+use super::hub::{Hub, Notice};
 use super::server::{self, Shared};
 use crate::runtime::daemon::{self, Notify, SocketFile, UnixSocketError};
 use crate::runtime::netns::NetnsError;
@@ -51,6 +51,13 @@ pub enum SidecarError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The configuration names a network namespace that the sidecar was not started for.
+    #[error(
+        "a reload cannot add the network namespace {}: the right to enter it (CAP_SYS_ADMIN) was given up after the \
+         start; restart the sidecar",
+        .0.display()
+    )]
+    NewNetns(PathBuf),
     /// An event loop has ended.
     #[error("an event loop has ended; see the log")]
     LoopEnded,
@@ -77,34 +84,36 @@ pub async fn serve(path: &Path) -> Result<(), SidecarError> {
     // Nobody is kept waiting at a socket that is not served: it comes before
     // the loading, and its backlog holds whoever comes early.
     let (listener, file) = daemon::listen(&socket, mode, group)?;
+    if file.is_none() && (mode != MODE || group.is_some()) {
+        warn!(
+            "api.mode and api.group are not used: the service manager made the socket, see its .socket unit"
+        );
+    }
     let remove = Remove(file);
     let listener = UnixListener::from_std(listener).map_err(system("serve the socket"))?;
     // Its thread keeps what the others give up below.
     let units = Units::start().map_err(SidecarError::Thread)?;
     let (mut engines, outlet) = Engines::new(config.observer.clone(), units);
-    engines.configure(&config).await?;
+    engines.open(&config).await?;
     if let Err(error) = daemon::give_up_capabilities() {
         warn!(%error, "keeping capabilities that are not needed");
     }
     let access = Access::new(&config, daemon::own_user());
     let shared = Arc::new(Shared::new(Hub::new(epoch(), history), access, engines, clients.get()));
-    let Outlet { notices, overrun, mut broken } = outlet;
-    let hub = tokio::spawn(feed(Arc::clone(&shared), notices, overrun));
-    let mut sidecar = Sidecar { path: path.to_owned(), config, shared, manager };
+    let (mut broken, hub) = {
+        let Outlet { notices, ends, overrun, broken } = outlet;
+        (broken, tokio::spawn(feed(Arc::clone(&shared), notices, ends, overrun)))
+    };
+    let started = (config.observer.clone(), config.api.clone());
+    let mut sidecar = Sidecar { path: path.to_owned(), config, started, shared, manager };
     sidecar.tell(&format!("READY=1\nSTATUS={}", sidecar.status()));
     info!(services = sidecar.config.services.len(), "serving");
     let watchdog = daemon::watchdog_interval();
     let mut feeding = watchdog.map(tokio::time::interval);
+    let mut refused = false;
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => server::take(&sidecar.shared, stream),
-                Err(error) => {
-                    // Out of descriptors, most likely: whoever waits is served when there are some again.
-                    warn!(%error, "cannot accept a connection");
-                    tokio::task::yield_now().await;
-                }
-            },
+            stream = accept(&listener, &sidecar.shared, &mut refused) => server::take(&sidecar.shared, stream),
             _ = signals.reload.recv() => sidecar.reload().await,
             _ = signals.terminate.recv() => break,
             _ = signals.interrupt.recv() => break,
@@ -121,6 +130,28 @@ pub async fn serve(path: &Path) -> Result<(), SidecarError> {
     Ok(())
 }
 
+/// How long nobody is accepted when that failed and no client goes.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// The next client. Cancel safe. Out of descriptors, it waits until a client has
+/// gone: whoever waits meanwhile is in the socket's queue, which stays readable.
+async fn accept(listener: &UnixListener, shared: &Shared, refused: &mut bool) -> UnixStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                *refused = false;
+                return stream;
+            }
+            Err(error) => {
+                if !std::mem::replace(refused, true) {
+                    warn!(%error, "cannot accept connections; trying again when a client has gone");
+                }
+                let _nobody_went = tokio::time::timeout(PAUSE, shared.a_client_goes()).await;
+            }
+        }
+    }
+}
+
 /// What tells this sidecar's events from those of the one before.
 fn epoch() -> String {
     let since = wall_clock(now()).duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -130,16 +161,37 @@ fn epoch() -> String {
 /// Takes what the event loops tell to the hub, until the last of them has ended.
 async fn feed(
     shared: Arc<Shared>,
-    mut notices: tokio::sync::mpsc::Receiver<super::hub::Notice>,
+    mut notices: tokio::sync::mpsc::Receiver<Notice>,
+    mut ends: tokio::sync::mpsc::UnboundedReceiver<Notice>,
     overrun: Arc<std::sync::atomic::AtomicU64>,
 ) {
-    while let Some(notice) = notices.recv().await {
-        let mut hub = shared.hub();
+    // An end that did not fit comes after what was in the queue then, so after no more than a full one.
+    let mut taken = 0;
+    loop {
+        let notice = tokio::select! {
+            biased;
+            Some(notice) = notices.recv(), if taken < NOTICES => {
+                taken += 1;
+                notice
+            }
+            Some(end) = ends.recv() => end,
+            () = std::future::ready(()), if taken >= NOTICES => {
+                taken = 0;
+                continue;
+            }
+            else => return,
+        };
         let lost = overrun.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            hub.overrun(lost);
+        {
+            let mut hub = shared.hub();
+            if lost > 0 {
+                hub.overrun(lost);
+            }
+            hub.take(notice);
         }
-        hub.take(notice);
+        if lost > 0 {
+            shared.engines.read().await.refresh();
+        }
     }
 }
 
@@ -180,6 +232,8 @@ impl Signals {
 struct Sidecar {
     path: PathBuf,
     config: Config,
+    /// What was taken up at the start, and is not again.
+    started: (ObserverConfig, ApiConfig),
     shared: Arc<Shared>,
     manager: Option<Notify>,
 }
@@ -224,13 +278,58 @@ impl Sidecar {
 
     async fn try_reload(&mut self) -> Result<(), SidecarError> {
         let new = Config::load(&self.path)?;
-        if new.observer != self.config.observer || new.api.socket != self.config.api.socket {
-            warn!("the tier and the socket are taken up only by a restart of the sidecar");
+        let unheeded = unheeded((&self.started.0, &self.started.1), (&new.observer, &new.api));
+        if !unheeded.is_empty() {
+            let keys = unheeded.join(", ");
+            warn!(keys, "changed in the configuration, and taken up only by a restart of the sidecar");
         }
         self.shared.engines.write().await.configure(&new).await?;
         self.shared.set_access(Access::new(&new, daemon::own_user()), new.api.clients.get());
         self.shared.hub().keep(new.api.history);
         self.config = new;
         Ok(())
+    }
+}
+
+/// The keys that differ from what the sidecar was started with, and that a reload does not take up.
+fn unheeded(
+    (observer, api): (&ObserverConfig, &ApiConfig),
+    (new_observer, new_api): (&ObserverConfig, &ApiConfig),
+) -> Vec<&'static str> {
+    [
+        ("tier", observer.tier != new_observer.tier),
+        ("require-tier", observer.require != new_observer.require),
+        ("poll-interval", observer.poll_interval != new_observer.poll_interval),
+        ("event-buffer", observer.event_buffer != new_observer.event_buffer),
+        ("api.socket", api.socket != new_api.socket),
+        ("api.mode", api.mode != new_api.mode),
+        ("api.group", api.group != new_api.group),
+    ]
+    .into_iter()
+    .filter_map(|(key, changed)| changed.then_some(key))
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_reload_does_not_take_up_is_named() {
+        let config = |head: &str| {
+            Config::parse(&format!("{head}\n[service.web]\nendpoints = [80]\n")).expect("a configuration")
+        };
+        let old = config("");
+        let named = |new: &Config| unheeded((&old.observer, &old.api), (&new.observer, &new.api));
+        assert!(named(&old).is_empty());
+        assert!(named(&config("[api]\nclients = 7\nhistory = 7")).is_empty(), "these are taken up");
+        let new = config(
+            "tier = \"poll\"\npoll-interval = \"7ms\"\nevent-buffer = \"4M\"\n[api]\nsocket = \"/x\"\nmode = \"0600\"\ngroup = 7",
+        );
+        assert_eq!(
+            named(&new),
+            ["tier", "poll-interval", "event-buffer", "api.socket", "api.mode", "api.group"]
+        );
+        assert_eq!(named(&config("require-tier = \"ebpf\"")), ["require-tier"]);
     }
 }

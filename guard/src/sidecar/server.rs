@@ -9,6 +9,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::UnixStream;
+use tokio::sync::Notify;
 use tracing::debug;
 
 use super::access::{Access, Peer};
@@ -34,6 +35,7 @@ pub(super) struct Shared {
     access: Mutex<Arc<Access>>,
     pub(super) engines: tokio::sync::RwLock<Engines>,
     clients: Mutex<Clients>,
+    gone: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +52,7 @@ impl Shared {
             access: Mutex::new(Arc::new(access)),
             engines: tokio::sync::RwLock::new(engines),
             clients: Mutex::new(clients),
+            gone: Notify::new(),
         }
     }
 
@@ -65,6 +68,11 @@ impl Shared {
     pub(super) fn set_access(&self, access: Access, most_clients: usize) {
         *unpoisoned(&self.access) = Arc::new(access);
         unpoisoned(&self.clients).most = most_clients;
+    }
+
+    /// Resolves when a connection has ended.
+    pub(super) async fn a_client_goes(&self) {
+        self.gone.notified().await;
     }
 
     /// How many connections there are.
@@ -109,6 +117,8 @@ impl Drop for Seat {
                 clients.by_user.remove(&self.user);
             }
         }
+        drop(clients);
+        self.shared.gone.notify_waiters();
     }
 }
 

@@ -8,25 +8,34 @@ use guard_core::model::{Instant, Unit};
 use guard_core::restart::{Step, UnitDetails};
 use guard_core::timeline::Entry;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tracing::warn;
 
 use super::hub::{Notice, What};
 use crate::report::{Body, Exit, outcome_code, restart_end, unit_notes, unit_words};
-use crate::runtime::Tier;
 use crate::runtime::engine::{End, RunInfo, Service, Witness};
+use crate::runtime::{SystemdError, Tier};
 
 /// Tells the hub, from the thread of an event loop.
 #[derive(Debug)]
 pub(super) struct Teller {
     pub(super) names: Vec<Arc<str>>,
     pub(super) notices: mpsc::Sender<Notice>,
+    pub(super) ends: mpsc::UnboundedSender<Notice>,
     pub(super) overrun: Arc<AtomicU64>,
 }
 
 impl Teller {
-    /// Never waits: what does not fit is counted.
+    /// Never waits: what does not fit is counted, but for the end of a run, which goes another way.
     fn tell(&self, at: Instant, service: Option<&Arc<str>>, what: What) {
-        if self.notices.try_send(Notice { at, service: service.cloned(), what }).is_err() {
+        let notice = match self.notices.try_send(Notice { at, service: service.cloned(), what }) {
+            Ok(()) => return,
+            Err(TrySendError::Full(notice) | TrySendError::Closed(notice)) => notice,
+        };
+        if matches!(notice.what, What::Run(_, _, Body::RunFinished { .. })) {
+            // Nobody listens any more: the sidecar is on its way out.
+            let _gone = self.ends.send(notice);
+        } else {
             self.overrun.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -71,7 +80,13 @@ impl Witness for Teller {
             End::Gate(outcome) => (outcome_code(outcome), Exit::of_outcome(outcome), None),
             End::Restarted(_) => ("restarted", Exit::Done, None),
             End::StartFailed(why) => ("command_failed", Exit::CommandFailed, Some(why.clone())),
-            End::NoUnit(error) => ("manager_lost", Exit::of_systemd(error), Some(error.to_string())),
+            End::NoUnit(error) => {
+                let word = match error {
+                    SystemdError::NoUnit { .. } | SystemdError::Malformed { .. } => "no_unit",
+                    _ => "manager_lost",
+                };
+                (word, Exit::of_systemd(error), Some(error.to_string()))
+            }
             End::Obstructed(obstacle) => ("refused", Exit::Refused, Some(obstacle.to_string())),
             End::Unit(restart, end) => {
                 let (word, detail) = restart_end(restart, end);
@@ -121,5 +136,32 @@ impl Witness for Teller {
 
     fn forgotten(&mut self, service: &Arc<str>) {
         self.tell(crate::runtime::now(), Some(service), What::Forgotten);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::runtime::engine::RunNumber;
+    use crate::runtime::now;
+
+    #[test]
+    fn the_end_of_a_run_is_told_however_much_is_lost() {
+        let (notices, mut inbox) = mpsc::channel(1);
+        let (ends, mut late) = mpsc::unbounded_channel();
+        let overrun = Arc::new(AtomicU64::new(0));
+        let teller = Teller { names: Vec::new(), notices, ends, overrun: Arc::clone(&overrun) };
+        let web: Arc<str> = "web".into();
+        for _ in 0..3 {
+            teller.tell(now(), Some(&web), What::Event(Body::EventsLost { count: 1 }));
+        }
+        let finished = Body::finished(Duration::ZERO, Tier::Poll, "restarted", 0, None);
+        teller.tell(now(), Some(&web), What::Run(RunNumber(7), "restart", finished));
+        assert_eq!(overrun.load(Ordering::Relaxed), 2);
+        assert!(inbox.try_recv().is_ok() && inbox.try_recv().is_err());
+        let end = late.try_recv().expect("the end");
+        assert!(matches!(end.what, What::Run(RunNumber(7), _, Body::RunFinished { .. })), "{end:?}");
     }
 }

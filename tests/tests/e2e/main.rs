@@ -28,6 +28,7 @@ mod restarts;
 mod roles;
 mod sidecar;
 mod sidecar_clients;
+mod sidecar_config;
 mod systemd;
 mod tiers;
 mod users;

@@ -29,8 +29,17 @@ impl<W: Witness> Engine<W> {
                     standing.ask(reply, now());
                 }
             }
-            Request::Configure { services, reply } => {
-                let _gone = reply.send(services().and_then(|services| self.configure(services)));
+            Request::Prepare { services, reply } => {
+                let _gone = reply.send(services().map(|services| self.prepared = services));
+            }
+            Request::Commit { reply } => {
+                let services = std::mem::take(&mut self.prepared);
+                self.configure(services);
+                let _gone = reply.send(());
+            }
+            Request::Refresh => {
+                self.services.values_mut().for_each(|standing| standing.outdated = true);
+                self.witness.tier(self.doors.observer.tier(), self.doors.observer.shortfall());
             }
         }
     }
@@ -108,7 +117,7 @@ impl<W: Witness> Engine<W> {
     }
 
     /// Takes up another list of services. What is in both goes on.
-    fn configure(&mut self, services: Vec<Service>) -> Result<(), String> {
+    fn configure(&mut self, services: Vec<Service>) {
         let mut old = std::mem::take(&mut self.services);
         let mut kept: BTreeMap<Arc<str>, Standing> = BTreeMap::new();
         for service in services {
@@ -130,6 +139,5 @@ impl<W: Witness> Engine<W> {
         self.watch_ports();
         self.witness.guarded(self.services.keys().cloned().collect());
         self.witness.tier(self.doors.observer.tier(), self.doors.observer.shortfall());
-        Ok(())
     }
 }

@@ -216,14 +216,21 @@ pub enum Request {
         /// Where the answer goes.
         reply: oneshot::Sender<()>,
     },
-    /// Guard these services from now on. Runs under way go on as they began.
-    /// The list is made on the engine's thread, in its network namespace.
-    Configure {
+    /// Make another list of services, and keep it. Nothing else changes. The list
+    /// is made on the engine's thread, in its network namespace.
+    Prepare {
         /// Makes the list.
         services: Box<dyn FnOnce() -> Result<Vec<Service>, String> + Send>,
         /// Where the answer goes.
         reply: oneshot::Sender<Result<(), String>>,
     },
+    /// Guard the services of the list that was made last. Runs under way go on as they began.
+    Commit {
+        /// Where the answer goes.
+        reply: oneshot::Sender<()>,
+    },
+    /// Tell anew how everything is: some of what was told has got lost.
+    Refresh,
 }
 
 /// How a run of the engine ended.

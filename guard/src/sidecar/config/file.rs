@@ -14,10 +14,12 @@ use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
 use super::{ApiConfig, Budget, Config, Endpoint, Grant, Mistake, ObserverConfig, Recognise, Restart};
-use super::{SOCKET, ServiceConfig};
+use super::{MODE, SOCKET, ServiceConfig};
 use crate::runtime::asker;
 use crate::runtime::preset::{self, Expansion};
-use crate::runtime::spelling::{Place, Regex, as_kernel_comm, parse_duration, parse_interval, parse_user};
+use crate::runtime::spelling::{
+    Place, Regex, as_kernel_comm, parse_buffer, parse_duration, parse_interval, parse_user,
+};
 use crate::runtime::{Tier, TierChoice};
 
 /// More would not make a service's name clearer, and it is part of addresses and metrics.
@@ -34,6 +36,7 @@ struct File {
     tier: TierWord,
     require_tier: Option<RequiredTier>,
     poll_interval: Option<Interval>,
+    event_buffer: Option<Buffer>,
     #[serde(default)]
     api: Api,
     #[serde(default)]
@@ -195,6 +198,14 @@ impl<'de> Deserialize<'de> for Interval {
     }
 }
 
+struct Buffer(u32);
+
+impl<'de> Deserialize<'de> for Buffer {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        parse_buffer(&String::deserialize(from)?).map(Self).map_err(D::Error::custom)
+    }
+}
+
 /// Permissions, written as `chmod` takes them.
 struct Mode(u32);
 
@@ -278,6 +289,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Mistake> {
             RequiredTier::Netlink => Tier::Netlink,
         }),
         poll_interval: file.poll_interval.map_or(Duration::from_millis(5), |interval| interval.0),
+        event_buffer: file.event_buffer.map(|buffer| buffer.0),
     };
     let api = checks.api(file.api)?;
     if file.service.is_empty() {
@@ -316,7 +328,7 @@ impl Checks<'_> {
         };
         Ok(ApiConfig {
             socket: api.socket.map_or_else(|| PathBuf::from(SOCKET), Spanned::into_inner),
-            mode: api.mode.map_or(0o660, |mode| mode.0),
+            mode: api.mode.map_or(MODE, |mode| mode.0),
             group: api.group.map(|group| group.0),
             clients: or(api.clients, const { NonZeroUsize::new(1024).expect("not zero") }),
             history: or(api.history, const { NonZeroUsize::new(4096).expect("not zero") }),

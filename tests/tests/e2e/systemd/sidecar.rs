@@ -19,6 +19,7 @@ once!(
     a_unit_that_does_not_exist_or_does_not_come_back,
     a_reload_and_a_second_request_during_a_restart,
     only_one_thread_may_become_another_user,
+    a_command_is_not_told_what_the_sidecar_was_told,
 );
 
 /// A service that is [`GATEWAY`], on `127.0.0.1`.
@@ -241,7 +242,7 @@ fn a_unit_that_does_not_exist_or_does_not_come_back(world: &World) {
     let Some(machine) = boot(world) else { return };
     let sidecar = SidecarUnit::start(world, &machine, &gateway(world.port(), ""));
     let document = sidecar.restart("gateway");
-    ended(&sidecar, &document, "manager_lost", 2);
+    ended(&sidecar, &document, "no_unit", 2);
     assert!(document["detail"].as_str().is_some_and(|text| text.contains("no unit file")), "{document:#}");
     let line = ["sh", "-c", "exit 3"].map(str::to_owned);
     machine.install(Manager::System, &Service::running(GATEWAY, &line));
@@ -293,4 +294,23 @@ fn only_one_thread_may_become_another_user(world: &World) {
         }
     }
     assert_eq!(privileged, ["units"]);
+}
+
+/// It could call itself ready, or feed a watchdog, in the sidecar's place.
+fn a_command_is_not_told_what_the_sidecar_was_told(world: &World) {
+    let Some(machine) = boot(world) else { return };
+    let file = machine.folder().join("environment");
+    let script = format!("/usr/bin/env > {}; exit 3", file.display());
+    let services = gateway(world.port(), "")
+        .replace(&format!("unit = \"{GATEWAY}\""), &format!("command = [\"/bin/sh\", \"-c\", {script:?}]"));
+    let sidecar = SidecarUnit::start(world, &machine, &services);
+    ended(&sidecar, &sidecar.restart("gateway"), "command_failed", 7);
+    let told = std::fs::read_to_string(file).expect("its environment");
+    let names: Vec<&str> =
+        told.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name).collect();
+    assert!(names.contains(&"INVOCATION_ID"), "systemd started the sidecar: {told}");
+    for name in names {
+        let own = ["NOTIFY_", "WATCHDOG_", "LISTEN_"].iter().any(|prefix| name.starts_with(prefix));
+        assert!(!own, "{name} in {told}");
+    }
 }

@@ -1,0 +1,91 @@
+//! What a configuration of the sidecar leads to, and what a reload takes up.
+
+use guard_tests::sidecar::service;
+use guard_tests::{Caller, DEADLINE, Sidecar, Standin, World, each_tier, wait_until};
+use nix::sys::signal::Signal;
+
+each_tier!(
+    a_service_in_another_network_namespace,
+    a_reload_cannot_add_a_network_namespace_and_loses_nothing,
+    a_reload_that_fails_in_one_namespace_changes_nothing_in_any,
+);
+
+/// The keys of a service that is where `resident` lives.
+fn inside(resident: &Standin) -> String {
+    format!("netns = \"pid:{}\"\n", resident.id().pid)
+}
+
+fn namespace(pid: i32) -> std::path::PathBuf {
+    std::fs::read_link(format!("/proc/{pid}/ns/net")).expect("a network namespace")
+}
+
+fn a_service_in_another_network_namespace(world: &World) {
+    let port = world.port();
+    let old = world.standin("--on-term exit").listen("127.0.0.1", port).by(Caller::elsewhere()).start();
+    let there = namespace(old.id().pid);
+    let next = world.standin("--on-term exit").listen("127.0.0.1", port);
+    let sidecar = Sidecar::start(
+        world,
+        "",
+        &(service("there", port, Some(&next), &inside(&old)) + &service("here", port, None, "")),
+    );
+    assert_eq!((sidecar.verdict("there"), sidecar.verdict("here")), ("busy".to_owned(), "free".to_owned()));
+    let run = sidecar.post("/v1/services/there/restart").expect(202).run();
+    let document = sidecar.finished(&run);
+    assert_eq!(document["outcome"], "restarted", "{document}");
+    assert!(!old.child.alive());
+    let document = sidecar.get("/v1/services/there").expect(200).json();
+    let new = document["snapshot"]["holders"][0]["owners"]["processes"][0]["pid"].as_i64();
+    let new = new.and_then(|pid| i32::try_from(pid).ok()).unwrap_or_else(|| panic!("no owner in {document}"));
+    assert_eq!(namespace(new), there);
+    assert_eq!(sidecar.verdict("here"), "free");
+    // It is outside of the test's own namespace, whose end would end it.
+    drop(sidecar);
+    if let Some(pidfd) = guard_tests::process::PidFd::open(new) {
+        pidfd.signal(Signal::SIGKILL);
+    }
+}
+
+fn a_reload_cannot_add_a_network_namespace_and_loses_nothing(world: &World) {
+    let port = world.port();
+    let resident = world.standin("--on-term exit").listen("127.0.0.1", port).by(Caller::elsewhere()).start();
+    let here = service("here", port, None, "");
+    let sidecar = Sidecar::start(world, "", &here);
+    sidecar.rewrite(
+        &(here
+            + &service("more", world.port(), None, "")
+            + &service("there", port, None, &inside(&resident))),
+    );
+    sidecar.child.signal(Signal::SIGHUP);
+    let complaint = |line: &str| {
+        (line.contains("cannot add the network namespace") && line.contains("restart the sidecar"))
+            .then_some(())
+    };
+    assert!(sidecar.child.stderr.wait_for(DEADLINE, complaint).is_some(), "{}", sidecar.child.said());
+    assert_eq!(sidecar.verdict("here"), "free");
+    for name in ["more", "there"] {
+        assert_eq!(sidecar.get(&format!("/v1/services/{name}")).code, 404, "{name}");
+    }
+}
+
+fn a_reload_that_fails_in_one_namespace_changes_nothing_in_any(world: &World) {
+    let port = world.port();
+    let resident = world.standin("--on-term exit").listen("127.0.0.1", port).by(Caller::elsewhere()).start();
+    let here = service("here", port, None, "");
+    let there = service("there", port, None, &inside(&resident));
+    let sidecar = Sidecar::start(world, "", &format!("{here}{there}"));
+    assert_eq!((sidecar.verdict("here"), sidecar.verdict("there")), ("free".to_owned(), "busy".to_owned()));
+    let wrong = there.replace("127.0.0.1:", "[fe80::1%no-such]:");
+    let _taken = world.standin("").listen("127.0.0.2", port).start();
+    sidecar.rewrite(&format!("{}{wrong}", here.replace("127.0.0.1", "127.0.0.2")));
+    sidecar.child.signal(Signal::SIGHUP);
+    let complaint =
+        |line: &str| (line.contains("the old one holds") && line.contains("no-such")).then_some(());
+    assert!(sidecar.child.stderr.wait_for(DEADLINE, complaint).is_some(), "{}", sidecar.child.said());
+    assert_eq!((sidecar.verdict("here"), sidecar.verdict("there")), ("free".to_owned(), "busy".to_owned()));
+    // What is right in both is taken up in both.
+    sidecar.rewrite(&format!("{}{there}", here.replace("127.0.0.1", "127.0.0.2")));
+    sidecar.child.signal(Signal::SIGHUP);
+    assert!(wait_until(DEADLINE, || sidecar.verdict("here") == "busy"), "{}", sidecar.child.said());
+    assert_eq!(sidecar.verdict("there"), "busy");
+}
