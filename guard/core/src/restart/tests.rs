@@ -213,3 +213,62 @@ proptest! {
         }
     }
 }
+
+fn unit(control_group: &str, timeout_stop: Option<Duration>) -> Unit {
+    Unit {
+        name: UnitName::new("x"),
+        manager: Manager::System,
+        main_pid: None,
+        control_group: Some(control_group.to_owned()),
+        kill_mode: KillMode::ControlGroup,
+        timeout_stop,
+        restart: "no".to_owned(),
+        active_state: ActiveState::Active,
+        n_restarts: 0,
+        result: "success".to_owned(),
+    }
+}
+
+#[test]
+fn a_unit_is_not_restarted_from_where_its_stop_would_end_portguard() {
+    let asker = |cgroup: Option<&str>| crate::policy::Asker {
+        process: id(1),
+        ancestors: Vec::new(),
+        ancestry_hidden: false,
+        cgroup: cgroup.map(str::to_owned),
+        uid: crate::model::Uid(0),
+        may_signal_others: true,
+        requested: StartTime(1),
+    };
+    let details = |sockets: &[&str], along: &[&str]| UnitDetails {
+        sub_state: "running".to_owned(),
+        send_sigkill: true,
+        main_exit: None,
+        sockets: sockets.iter().map(|&name| name.to_owned()).collect(),
+        stopped_along: along.iter().map(|&name| name.to_owned()).collect(),
+    };
+    let x = unit("/system.slice/x.service", None);
+    let found =
+        |cgroup, sockets: &[&str], along: &[&str]| obstacle(&x, &details(sockets, along), &asker(cgroup));
+    assert_eq!(found(None, &[], &["y.service"]), None);
+    assert_eq!(found(Some("/system.slice/y.service"), &[], &[]), None);
+    assert_eq!(found(Some("/system.slice/xy.service"), &[], &["y.service"]), None);
+    assert_eq!(found(None, &["x.socket"], &[]), Some(Obstacle::Socket("x.socket".to_owned())));
+    let inside = found(Some("/system.slice/x.service/part"), &[], &[]);
+    assert!(matches!(&inside, Some(Obstacle::Inside { along: false, .. })), "{inside:?}");
+    let along = found(Some("/system.slice/y.service"), &[], &["y.service"]);
+    assert!(
+        matches!(&along, Some(Obstacle::Inside { unit, along: true, .. }) if unit == "y.service"),
+        "{along:?}"
+    );
+}
+
+#[test]
+fn what_a_unit_leaves_has_its_own_time_and_its_stop_twice_as_much() {
+    let x = |timeout| unit("/x.service", timeout);
+    assert_eq!(drain(&x(Some(Duration::from_secs(315)))), Duration::from_secs(315));
+    assert_eq!(longest_stop(&x(Some(Duration::from_secs(315)))), Duration::from_secs(640));
+    // Without a limit of systemd's there is one of ours.
+    assert!(drain(&x(None)) >= Duration::from_secs(60) && longest_stop(&x(None)) >= drain(&x(None)));
+    assert_eq!(longest_stop(&x(Some(Duration::MAX))), Duration::MAX);
+}

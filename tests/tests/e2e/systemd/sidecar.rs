@@ -19,6 +19,7 @@ once!(
     a_unit_that_does_not_exist_or_does_not_come_back,
     a_reload_and_a_second_request_during_a_restart,
     only_one_thread_may_become_another_user,
+    a_sidecar_that_is_stopped_half_way_says_what_it_leaves,
     a_command_is_not_told_what_the_sidecar_was_told,
 );
 
@@ -272,6 +273,24 @@ fn a_reload_and_a_second_request_during_a_restart(world: &World) {
     assert_eq!((second["run"].as_str(), &second["joined"]), (Some(&*first), &Value::from(true)));
     ended(&sidecar, &sidecar.finished(&first), "restarted", 0);
     came_back(&machine);
+}
+
+fn a_sidecar_that_is_stopped_half_way_says_what_it_leaves(world: &World) {
+    let Some(machine) = boot(world) else { return };
+    let port = world.port();
+    let standin = world.standin("--on-term delay=2s").listen("127.0.0.1", port);
+    machine.start(&Service::new(GATEWAY, &standin));
+    machine.line(GATEWAY, "ready", 0);
+    let sidecar = SidecarUnit::start(world, &machine, &gateway(port, ""));
+    let run = sidecar.post("/v1/services/gateway/restart").expect(202).run();
+    sidecar.waits_for(&run, |event| event["step"] == "unit_stopping");
+    machine.systemctl(&["stop", UNIT]);
+    assert!(sidecar.said().contains("after gateway.service was stopped"), "{}", sidecar.said());
+    let stopped = || machine.show(GATEWAY, "ActiveState") == "inactive";
+    assert!(wait_until(DEADLINE, stopped), "{}", machine.status(GATEWAY));
+    // Whoever starts the sidecar again can ask again.
+    machine.systemctl(&["start", UNIT]);
+    ended(&sidecar, &sidecar.restart("gateway"), "restarted", 0);
 }
 
 /// `CAP_SETUID` is for the thread that speaks to users' managers.
