@@ -16,6 +16,7 @@ each_tier!(
     a_reader_that_comes_back,
     a_reader_that_never_reads,
     five_hundred_clients,
+    out_of_descriptors_it_waits_and_does_not_spin,
     nonsense,
     a_node_client,
     a_socket_that_was_handed_over
@@ -264,4 +265,30 @@ fn a_socket_that_was_handed_over(world: &World) {
     assert!(told("STOPPING=1"), "{}", sidecar.said());
     assert_eq!(sidecar.wait(DEADLINE).code(), Some(0), "{}", sidecar.said());
     assert!(path.exists() && stays(Duration::ZERO, || path.exists()), "the service manager's socket stays");
+}
+
+fn out_of_descriptors_it_waits_and_does_not_spin(world: &World) {
+    let sidecar = Sidecar::start(world, "", &service("web", world.port(), None, ""));
+    let process = format!("/proc/{}", sidecar.child.id.pid);
+    let open = std::fs::read_dir(format!("{process}/fd")).expect("its descriptors").count();
+    let most = format!("--nofile={0}:{0}", open + 4);
+    let limited = Command::new("prlimit").args(["--pid", &sidecar.child.id.pid.to_string(), &most]).status();
+    assert!(limited.expect("prlimit").success());
+    // Those that are not accepted wait in the socket's queue, which stays readable.
+    let crowd: Vec<_> = (0..20).map(|_| sidecar.connect()).collect();
+    let complaint = |line: &str| line.contains("cannot accept").then_some(());
+    assert!(sidecar.child.stderr.wait_for(DEADLINE, complaint).is_some(), "{}", sidecar.child.said());
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("{process}/stat")).expect("its times");
+        let (_, fields) = stat.rsplit_once(") ").expect("a command name");
+        // Fields 14 and 15, in hundredths of a second.
+        fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum::<u64>()
+    };
+    let before = ticks();
+    assert!(stays(Duration::from_secs(2), || sidecar.child.alive()));
+    let spent = ticks() - before;
+    // The poll tier looks once a second; one that spins takes all that it gets.
+    assert!(spent < 30, "{spent} hundredths of a second in two seconds");
+    drop(crowd);
+    assert_eq!(sidecar.get("/healthz").code, 200);
 }
