@@ -1,9 +1,10 @@
 //! A network namespace for each test.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -20,6 +21,8 @@ use crate::process::{PidFd, reap};
 #[derive(Debug)]
 pub struct Netns {
     link: std::path::PathBuf,
+    /// The ports that were given: the kernel may choose one twice.
+    given: Mutex<BTreeSet<u16>>,
 }
 
 impl Netns {
@@ -34,14 +37,23 @@ impl Netns {
         unshare(CloneFlags::CLONE_NEWNET).context("unshare(CLONE_NEWNET) for a private network namespace")?;
         raise_loopback().context("bring lo up")?;
         let link = std::fs::read_link("/proc/thread-self/ns/net").context("read /proc/thread-self/ns/net")?;
-        Ok(Self { link })
+        Ok(Self { link, given: Mutex::default() })
     }
 
-    /// A port that nobody in this namespace uses, chosen by the kernel.
+    /// A port that nobody in this namespace uses, chosen by the kernel; never the same twice.
     ///
     /// # Panics
     /// When not even port 0 can be bound.
     pub fn free_port(&self) -> u16 {
+        loop {
+            let port = Self::chosen_port();
+            if self.given.lock().unwrap_or_else(PoisonError::into_inner).insert(port) {
+                return port;
+            }
+        }
+    }
+
+    fn chosen_port() -> u16 {
         let _nobody_keeps_it = FORKING.write().unwrap_or_else(PoisonError::into_inner);
         let fd = socket(IpAddr::V4(Ipv4Addr::UNSPECIFIED), false).expect("a TCP socket");
         socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))))
