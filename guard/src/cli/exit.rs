@@ -39,7 +39,7 @@ pub(super) fn of_error(error: &anyhow::Error) -> Exit {
         };
     }
     if let Some(error) = error.downcast_ref::<SystemdError>() {
-        return super::restart_unit::exit_of_error(error);
+        return Exit::of_systemd(error);
     }
     if matches!(error.downcast_ref::<EvictError>(), Some(EvictError::Denied(_))) {
         return Exit::NotPermitted;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use guard_core::model::{BindSpec, KillMode, Manager, Uid, Unit, UnitName};
+use guard_core::model::{BindSpec, Manager, Uid, Unit, UnitName};
 use guard_core::policy::{Asker, UnitRule, UnitState};
-use guard_core::restart::{Ahead, End, JobKind, Plan, UnitDetails};
+use guard_core::restart::{Ahead, Plan, UnitDetails, drain, longest_stop};
 
 use super::exit::{Exit, UsageError};
 use super::free::rehearsed;
@@ -14,9 +14,9 @@ use super::options;
 use super::output::Output;
 use super::restart::Restart;
 use super::units;
-use crate::report::Context;
+use crate::report::{Context, unit_notes};
 use crate::runtime::spelling::parse_user;
-use crate::runtime::{Plans, SystemdError, UnitDoor, listeners_of, now, own_uid};
+use crate::runtime::{Plans, UnitDoor, listeners_of, now, own_uid};
 
 /// Which unit is restarted, and whose it is.
 #[derive(Debug, Args)]
@@ -63,12 +63,6 @@ impl UnitOptions {
     }
 }
 
-/// From `TimeoutStopSec=` to the longest stop: it holds for SIGTERM and again for what follows.
-fn longest_stop(unit: &Unit) -> Duration {
-    let slack = Duration::from_secs(10);
-    unit.timeout_stop.map_or(units::LONGEST_STOP, |timeout| timeout.saturating_mul(2).saturating_add(slack))
-}
-
 impl Restart {
     /// Restarts a unit by its service manager.
     pub(super) async fn run_unit(&self, name: &UnitName, verbose: bool) -> anyhow::Result<Exit> {
@@ -98,7 +92,7 @@ impl Restart {
             let list: Vec<String> = endpoints.iter().map(BindSpec::to_string).collect();
             output.step(began, "ports_learned", None, &format!("it listens on {}", list.join(" and ")));
         }
-        for note in notes(&unit, &details) {
+        for note in unit_notes(&unit, &details) {
             output.step(began, "unit_note", None, &note);
         }
         let mut look = options::plan_to_rehearse(endpoints.clone(), &self.rules, &self.ending, &session)?;
@@ -106,7 +100,7 @@ impl Restart {
         // One request: whoever the unit's end brings forth is a newcomer to both.
         free.asker = look.asker.clone();
         for plan in [&mut look, &mut free] {
-            self.ending.respect(Some(units::stop_budget(&unit)), plan);
+            self.ending.respect(Some(drain(&unit)), plan);
             // Named once more with --unit, it is still the one to restart.
             plan.rules.units.retain(|rule| rule.name != unit.name && rule.name != *name);
             units::ask(plan).await;
@@ -145,7 +139,7 @@ impl Restart {
         let plans = Plans { restart: plan, look, free };
         let restarted = session.restart_unit(&mut door, &unit, plans, &mut output).await?;
         let end = restarted.restart.end().context("the restart ended without an end")?;
-        let exit = exit_of(end);
+        let exit = Exit::of_restart(end);
         output.unit_restarted(&restarted, end, &session, exit, began);
         Ok(exit)
     }
@@ -202,64 +196,5 @@ impl Restart {
             "{inside}: stopping it would end portguard half way, and nobody would start it again. Run it outside: \
              systemd-run{own} --collect portguard restart{whose} {name}{ports}"
         ))
-    }
-}
-
-/// What a reader should know about this unit before it is stopped.
-fn notes(unit: &Unit, details: &UnitDetails) -> Vec<String> {
-    let mut notes = Vec::new();
-    match unit.kill_mode {
-        KillMode::Process => notes.push(
-            "KillMode=process: systemd ends only its main process; whoever else of its cgroup keeps the port is \
-             ended by portguard"
-                .to_owned(),
-        ),
-        KillMode::None => notes.push(
-            "KillMode=none: systemd ends nobody; whoever of its cgroup keeps the port is ended by portguard".to_owned(),
-        ),
-        KillMode::ControlGroup | KillMode::Mixed => {}
-    }
-    if !details.send_sigkill {
-        notes.push(
-            "SendSIGKILL=no: systemd leaves whoever ignores SIGTERM; portguard ends who keeps the port"
-                .to_owned(),
-        );
-    }
-    if !details.stopped_along.is_empty() {
-        notes.push(format!(
-            "stopped along with it, and not started again with it: {}",
-            details.stopped_along.join(", ")
-        ));
-    }
-    notes
-}
-
-/// How an end is told to the process that waits.
-fn exit_of(end: &End) -> Exit {
-    match end {
-        End::Restarted(_) => Exit::Done,
-        End::NotBegun(Ahead::Refused(_)) => Exit::Refused,
-        End::NotBegun(Ahead::NotPermitted(_)) | End::JobRefused { denied: true, .. } => Exit::NotPermitted,
-        End::NotBegun(Ahead::Unknown(_) | Ahead::Clear) | End::Lost(_) => Exit::Unknown,
-        End::NotStopped(_) | End::JobRefused { job: JobKind::Stop, .. } => Exit::StillBusy,
-        End::GateShut(outcome) => Exit::of_outcome(outcome),
-        End::NotStarted(_) | End::JobRefused { job: JobKind::Start, .. } | End::Died(_) | End::Silent => {
-            Exit::CommandFailed
-        }
-        End::Rival { .. } => Exit::Duel,
-    }
-}
-
-/// How a manager's refusal to be asked is told.
-pub(super) fn exit_of_error(error: &SystemdError) -> Exit {
-    match error {
-        SystemdError::NoUnit { .. } => Exit::Usage,
-        SystemdError::Malformed { .. } => Exit::Usage,
-        SystemdError::Denied { .. } => Exit::NotPermitted,
-        SystemdError::NoBus { source, .. } if source.is_denied() => Exit::NotPermitted,
-        SystemdError::NoBus { .. }
-        | SystemdError::Failed { .. }
-        | SystemdError::Late { .. }
-        | SystemdError::Lost { .. } => Exit::Unknown,
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use guard_core::gate::{Decision, Gate, Plan};
 use guard_core::model::{ActiveState, Manager, ProcessId, Unit, UnitId};
 use guard_core::policy::UnitState;
+use guard_core::restart;
 use tracing::debug;
 
 use super::output::Output;
@@ -61,18 +62,10 @@ async fn respawning(gate: &Gate) -> Vec<(ProcessId, Unit)> {
     found
 }
 
-/// Where systemd itself takes no limit for a stop.
-pub(super) const LONGEST_STOP: Duration = Duration::from_secs(600);
-
-/// How long a unit grants its processes from SIGTERM to SIGKILL (`TimeoutStopSec=`).
-pub(super) fn stop_budget(unit: &Unit) -> Duration {
-    unit.timeout_stop.unwrap_or(LONGEST_STOP)
-}
-
-/// The longest such time of the units that the plan's rules name, where their manager told it.
+/// The longest time from SIGTERM to SIGKILL of the units that the plan's rules name, where their manager told it.
 pub(super) fn longest_stop_budget(plan: &Plan) -> Option<Duration> {
     let known = plan.rules.units.iter().filter_map(|rule| match &rule.state {
-        UnitState::Known(unit) => Some(stop_budget(unit)),
+        UnitState::Known(unit) => Some(restart::drain(unit)),
         UnitState::NoManager | UnitState::Unknown(_) => None,
     });
     known.max()

@@ -12,5 +12,5 @@ pub use exit::Exit;
 pub use human::Human;
 pub use json::{Body, Event, Json};
 pub use picture::timeline;
-pub use unit::{restart_end, unit_notes, unit_words};
+pub use unit::{journal, restart_end, unit_notes, unit_words};
 pub use words::{Context, outcome_code, overall, printable, shorten, span, unit as unit_of_cgroup};

@@ -156,7 +156,7 @@ fn why_not_begun(ahead: &Ahead) -> String {
 }
 
 /// Where a person reads on after a unit failed.
-fn journal(unit: &Unit, end: &End) -> Option<String> {
+pub fn journal(unit: &Unit, end: &End) -> Option<String> {
     let failed = matches!(end, End::NotStarted(_) | End::Died(_) | End::Silent | End::Rival { .. });
     failed.then(|| match unit.manager {
         Manager::System => format!("journalctl -e -u {}", unit.name),

@@ -5,8 +5,8 @@ use guard_tests::{DEADLINE, Finished, Portguard, World, wait_until};
 
 mod asking;
 mod failing;
-mod racing;
 mod gates;
+mod racing;
 mod sidecar;
 mod stopping;
 

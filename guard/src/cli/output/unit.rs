@@ -1,11 +1,11 @@
 //! How the restart of a unit is told.
 
 use guard_core::gate::Gate;
-use guard_core::model::{Instant, Manager, Unit, Verdict};
+use guard_core::model::{Instant, Unit, Verdict};
 use guard_core::restart::{End, Step, UnitDetails};
 
 use super::{Exit, Output};
-use crate::report::{outcome_code, overall, unit_words};
+use crate::report::{journal, outcome_code, overall, unit_words};
 use crate::runtime::{RestartSink, Restarted, Session, Tier, now};
 
 impl Output {
@@ -95,15 +95,6 @@ impl Output {
             }
         }
     }
-}
-
-/// Where a person reads on after a unit failed.
-fn journal(unit: &Unit, end: &End) -> Option<String> {
-    let failed = matches!(end, End::NotStarted(_) | End::Died(_) | End::Silent | End::Rival { .. });
-    failed.then(|| match unit.manager {
-        Manager::System => format!("journalctl -e -u {}", unit.name),
-        Manager::User(uid) => format!("journalctl -e _UID={uid} USER_UNIT={}", unit.name),
-    })
 }
 
 impl RestartSink for Output {
