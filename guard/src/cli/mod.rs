@@ -14,6 +14,7 @@ mod restart_unit;
 mod rules;
 mod run;
 mod status;
+mod through;
 mod units;
 mod watch;
 
@@ -21,7 +22,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 pub use exit::Exit;
@@ -83,10 +84,16 @@ impl Command {
 /// Parses the arguments, runs the command and returns its exit code.
 pub fn main() -> ExitCode {
     return_large_blocks();
-    let arguments = Arguments::parse();
+    let mut command = Arguments::command();
+    let matches = command.get_matches_mut();
+    let arguments = match Arguments::from_arg_matches(&matches) {
+        Ok(arguments) => arguments,
+        Err(error) => error.exit(),
+    };
+    let given = through::Given::of(&command, &matches);
     start_logging(arguments.verbose);
     let verbose = arguments.verbose > 0;
-    match run(arguments.command, verbose) {
+    match run(arguments.command, verbose, &given) {
         Ok(exit) => exit.into(),
         Err(error) => {
             complain(&whole(&error));
@@ -110,7 +117,7 @@ fn complain(what: &str) {
     drop(writeln!(std::io::stderr(), "portguard: {what}"));
 }
 
-fn run(command: Command, verbose: bool) -> anyhow::Result<Exit> {
+fn run(command: Command, verbose: bool, given: &through::Given) -> anyhow::Result<Exit> {
     // Before anything that starts a thread: threads inherit the namespace.
     command.netns().map_or(Ok(()), options::NetnsOptions::enter)?;
     match command {
@@ -120,22 +127,24 @@ fn run(command: Command, verbose: bool) -> anyhow::Result<Exit> {
         Command::CheckConfig(check) => check.run(),
         Command::Run(run) => run.run(),
         Command::Watch(watch) => watch.run(),
-        command => in_runtime(command, verbose),
+        command => in_runtime(command, verbose, given),
     }
 }
 
-fn in_runtime(command: Command, verbose: bool) -> anyhow::Result<Exit> {
+fn in_runtime(command: Command, verbose: bool, given: &through::Given) -> anyhow::Result<Exit> {
     // One thread: the path from an event to the open gate crosses no other.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
+        // For the answers of a sidecar; the runs of this command have a timer of their own.
+        .enable_time()
         .build()
         .context("cannot start the event loop")?;
     let ended = runtime.block_on(async {
         match command {
-            Command::Status(status) => status.run(verbose).await,
-            Command::Gate(gate) => gate.run(verbose).await,
+            Command::Status(status) => status.run(verbose, given).await,
+            Command::Gate(gate) => gate.run(verbose, given).await,
             Command::Free(free) => free.run(verbose).await,
-            Command::Restart(restart) => restart.run(verbose).await,
+            Command::Restart(restart) => restart.run(verbose, given).await,
             Command::Demo(demo) => demo.run(verbose).await,
             Command::Doctor(_)
             | Command::DemoGateway(_)

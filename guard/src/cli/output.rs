@@ -12,7 +12,10 @@ use crate::report::{Context, Human, Json, outcome_code};
 use crate::runtime::Tier;
 use crate::runtime::{Session, Sink, now};
 
+mod through;
 mod unit;
+
+pub(super) use self::through::Through;
 
 /// Either kind of report.
 pub(super) enum Output {
@@ -54,7 +57,7 @@ impl Output {
         }
     }
 
-    fn notes(&mut self, notes: impl IntoIterator<Item = Note>) {
+    pub(super) fn notes(&mut self, notes: impl IntoIterator<Item = Note>) {
         for note in notes {
             match self {
                 Self::Human(human) => human.note(&note),

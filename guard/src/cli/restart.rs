@@ -19,6 +19,7 @@ use super::output::Output;
 use super::preset::PresetOptions;
 use super::restart_unit::UnitOptions;
 use super::rules::RuleOptions;
+use super::through::{self, Given, SidecarOptions};
 use super::units;
 use crate::report::Context;
 use crate::runtime::{Command, CommandError, Followed, Session, Tier, now, replace};
@@ -49,6 +50,8 @@ pub(super) struct Restart {
     #[arg(long, conflicts_with = "restarted")]
     exec: bool,
     #[command(flatten)]
+    sidecar: SidecarOptions,
+    #[command(flatten)]
     pub(super) rules: RuleOptions,
     /// The command, after --
     #[arg(
@@ -61,7 +64,21 @@ pub(super) struct Restart {
 }
 
 impl Restart {
-    pub(super) async fn run(mut self, verbose: bool) -> anyhow::Result<Exit> {
+    /// What a sidecar is asked for too.
+    const ASKED: &[&str] = &["restarted", "json"];
+
+    pub(super) async fn run(mut self, verbose: bool, given: &Given) -> anyhow::Result<Exit> {
+        if let Some(service) = self.unit.given() {
+            let output = |service: &str| {
+                let (service, drain) = (service.to_owned(), self.ending.drain());
+                let context = Context { service, command: "restart", dry_run: false, drain };
+                Output::new(context, self.output.json, verbose, Box::new(std::io::stderr()))
+            };
+            let plain = given.only(Self::ASKED);
+            if let Some(exit) = through::restart(&self.sidecar, service, plain, verbose, output).await {
+                return Ok(exit);
+            }
+        }
         if let Some(name) = self.unit.name() {
             if self.preset.preset().is_some() {
                 let why = "--preset goes with a command: a UNIT has its own processes and ports; its exit code is \

@@ -40,6 +40,11 @@ pub(super) struct UnitOptions {
 }
 
 impl UnitOptions {
+    /// What is to be restarted by its name, as it was given.
+    pub(super) fn given(&self) -> Option<&str> {
+        self.restarted.as_deref()
+    }
+
     /// The unit, when it is one that is to be restarted.
     pub(super) fn name(&self) -> Option<UnitName> {
         self.restarted.as_deref().map(UnitName::new)

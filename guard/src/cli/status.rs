@@ -7,6 +7,7 @@ use clap::Args;
 use super::exit::Exit;
 use super::options::{self, OutputOptions, RuleOptions, ServiceOptions, TierOptions, parse_duration};
 use super::output::Output;
+use super::through::{self, Given, SidecarOptions};
 use super::units;
 use crate::report::Context;
 
@@ -19,6 +20,8 @@ pub(super) struct Status {
     output: OutputOptions,
     #[command(flatten)]
     tier: TierOptions,
+    #[command(flatten)]
+    sidecar: SidecarOptions,
     /// The drain budget that `free` would give [default: as `free` has it]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     drain: Option<Duration>,
@@ -27,18 +30,26 @@ pub(super) struct Status {
 }
 
 impl Status {
-    pub(super) async fn run(mut self, verbose: bool) -> anyhow::Result<Exit> {
+    /// What a sidecar is asked for too.
+    const ASKED: &[&str] = &["port", "address", "v6only", "strict_bind", "json"];
+
+    pub(super) async fn run(mut self, verbose: bool, given: &Given) -> anyhow::Result<Exit> {
         self.rules = self.rules.with_preset(self.service.preset.preset());
         let endpoints = self.service.endpoints()?;
-        let mut session = self.tier.open(&endpoints).await?;
         let drain = self.drain.unwrap_or(options::DRAIN);
+        let context = Context { service: self.service.name(), command: "status", dry_run: false, drain };
+        let mut output = Output::new(context, self.output.json, verbose, Box::new(std::io::stdout()));
+        if let Some(served) = self.sidecar.serving(&endpoints, given.only(Self::ASKED), verbose).await
+            && let Some(exit) = through::status(&served, &endpoints, verbose, &mut output).await
+        {
+            return Ok(exit);
+        }
+        let mut session = self.tier.open(&endpoints).await?;
         let mut plan = options::plan_to_look(endpoints, &self.rules, drain, &session)?;
         units::ask(&mut plan).await;
         if self.drain.is_none() {
             plan.budgets.drain = units::longest_stop_budget(&plan).unwrap_or(drain);
         }
-        let context = Context { service: self.service.name(), command: "status", dry_run: false, drain };
-        let mut output = Output::new(context, self.output.json, verbose, Box::new(std::io::stdout()));
         if verbose
             && let Output::Human(human) = &mut output
             && let Some(flags) = self.service.preset_in_flags()

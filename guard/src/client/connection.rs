@@ -76,6 +76,8 @@ pub enum ClientError {
 #[derive(Debug)]
 pub(super) struct Connection {
     path: PathBuf,
+    /// Whose process listens; `None` when that cannot be told.
+    pub(super) peer: Option<u32>,
     sender: SendRequest<Empty<Bytes>>,
     driver: JoinHandle<()>,
 }
@@ -100,10 +102,11 @@ impl Connection {
                 _ => ClientError::Absent { path, source },
             }
         })?;
+        let peer = stream.peer_cred().ok().map(|credentials| credentials.uid());
         let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|e| broken(path, &e))?;
         // Its end is seen by whoever waits for an answer.
         let driver = tokio::spawn(async move { drop(connection.await) });
-        Ok(Self { path: path.to_owned(), sender, driver })
+        Ok(Self { path: path.to_owned(), peer, sender, driver })
     }
 
     /// `GET target`, as a document.
@@ -116,15 +119,38 @@ impl Connection {
         self.document(target, answer).await
     }
 
+    /// `POST target`, as a document.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClientError`].
+    pub(super) async fn post<T: DeserializeOwned>(&mut self, target: &str) -> Result<T, ClientError> {
+        let answer = self.ask(Method::POST, target, &[]).await?;
+        self.document(target, answer).await
+    }
+
     /// The event stream, from the event after `last_id`.
     ///
     /// # Errors
     ///
     /// See [`ClientError`].
-    pub(super) async fn events(mut self, last_id: Option<&str>) -> Result<Events, ClientError> {
+    pub(super) async fn events(self, last_id: Option<&str>) -> Result<Events, ClientError> {
+        self.stream("/v1/events", last_id).await
+    }
+
+    /// The events of one service, from now on.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClientError`].
+    pub(super) async fn events_of(self, service: &str) -> Result<Events, ClientError> {
+        self.stream(&format!("/v1/events?service={service}"), None).await
+    }
+
+    async fn stream(mut self, target: &str, last_id: Option<&str>) -> Result<Events, ClientError> {
         let accept = ("accept", "text/event-stream");
         let headers: Vec<_> = [accept].into_iter().chain(last_id.map(|id| ("last-event-id", id))).collect();
-        let answer = self.ask(Method::GET, "/v1/events", &headers).await?;
+        let answer = self.ask(Method::GET, target, &headers).await?;
         Ok(Events { body: answer.into_body(), unread: Unread::default(), connection: self })
     }
 

@@ -1,6 +1,7 @@
 //! Events as this client reads them: what it shows of each, and nothing else.
 //! A type or a field that it does not know is no error.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::Deserialize;
@@ -89,14 +90,39 @@ pub(super) struct Snapshot {
     pub(super) holders: Vec<Holder>,
     #[serde(default)]
     pub(super) holders_left_out: usize,
+    #[serde(default)]
+    pub(super) decision: Option<Decision>,
+}
+
+/// What a restart would do about the holders.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub(super) struct Decision {
+    pub(super) action: String,
+    pub(super) processes: Vec<Judged>,
+    pub(super) detail: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub(super) struct Endpoint {
     pub(super) address: IpAddr,
     pub(super) port: u16,
+    #[serde(default)]
+    pub(super) v6only: bool,
+    #[serde(default)]
+    pub(super) reuse_address: bool,
     pub(super) verdict: String,
     pub(super) reason: Option<String>,
+    #[serde(default)]
+    pub(super) binds: Vec<Bind>,
+}
+
+/// What a bind of one kind would meet.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub(super) struct Bind {
+    pub(super) reuse_address: bool,
+    pub(super) expected: String,
+    pub(super) blockers: BTreeMap<String, usize>,
+    pub(super) clears_in_ms: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -106,6 +132,8 @@ pub(super) struct Holder {
     pub(super) port: u16,
     pub(super) remote: Option<String>,
     pub(super) uid: u32,
+    #[serde(default)]
+    pub(super) conflict: String,
     pub(super) kernel_held: bool,
     pub(super) time_wait_remaining_ms: Option<u64>,
     pub(super) owners: Owners,

@@ -7,7 +7,9 @@
 
 mod connection;
 mod events;
+pub mod look;
 mod sse;
+pub mod through;
 pub mod watch;
 mod words;
 

@@ -155,9 +155,23 @@ pub(super) fn judgement(owner: &Owner) -> String {
 }
 
 /// `pid 4711 is foreign: argv does not match /gateway/`
-fn judged(judged: &Judged) -> String {
+pub(super) fn judged(judged: &Judged) -> String {
     let class = judged.class.as_deref().unwrap_or("not to be ended");
     format!("pid {} is {class}: {}", judged.pid, reasons(&judged.reasons))
+}
+
+/// What comes in dozens: probes, and what the kernel tells.
+pub(super) fn is_minor(what: &What) -> bool {
+    match what {
+        What::RunStep(step) => matches!(step.step.as_str(), "probed" | "owner_exiting"),
+        What::ListenerOpened { .. }
+        | What::ListenerClosed { .. }
+        | What::SocketReleased { .. }
+        | What::TierChanged { .. }
+        | What::RunStarted { .. }
+        | What::Unknown => true,
+        _ => false,
+    }
 }
 
 fn reasons(reasons: &[Reason]) -> String {

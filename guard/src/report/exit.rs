@@ -35,6 +35,21 @@ impl Exit {
         self as u8
     }
 
+    /// The end that a number stands for.
+    pub fn of_code(code: u8) -> Option<Self> {
+        let all = [
+            Self::Done,
+            Self::StillBusy,
+            Self::Usage,
+            Self::Unknown,
+            Self::Refused,
+            Self::Duel,
+            Self::NotPermitted,
+            Self::CommandFailed,
+        ];
+        all.into_iter().find(|exit| exit.code() == code)
+    }
+
     /// How a run's outcome is told.
     pub const fn of_outcome(outcome: &Outcome) -> Self {
         match outcome {

@@ -26,6 +26,7 @@ use crate::runtime::{Sink, wall_clock};
 mod judged;
 mod looked;
 mod lost_bind;
+mod relay;
 mod sockets;
 
 /// The schema version of every event. A breaking change raises it.

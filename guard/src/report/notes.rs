@@ -27,7 +27,14 @@ pub struct Note {
 /// What there is to add to a look.
 pub fn of_look(gate: &Gate) -> Vec<Note> {
     let nobody = unseen_ports(gate).into_iter().map(|port| nobody(&surroundings::inquire(port)));
-    nobody.chain(residents(gate)).chain(reservations(gate)).collect()
+    let owners = gate.holders().iter().flat_map(|judged| &judged.owners).map(|owner| owner.id.tgid);
+    nobody.chain(residents(owners)).chain(reservations(gate)).collect()
+}
+
+/// What there is to add to a look that somebody else took at these ports, and that found these
+/// owners.
+pub fn around(ports: impl Iterator<Item = Port>, owners: impl Iterator<Item = Tgid>) -> Vec<Note> {
+    residents(owners).into_iter().chain(reservations_of(ports)).collect()
 }
 
 /// What there is to add to the end of a run.
@@ -52,9 +59,8 @@ pub fn of_entry(gate: &Gate, entry: &Entry) -> Vec<Note> {
 }
 
 /// Owners that live in another network namespace than the sockets they have.
-fn residents(gate: &Gate) -> Option<Note> {
-    let owners: BTreeSet<Tgid> =
-        gate.holders().iter().flat_map(|judged| &judged.owners).map(|owner| owner.id.tgid).collect();
+fn residents(owners: impl Iterator<Item = Tgid>) -> Option<Note> {
+    let owners: BTreeSet<Tgid> = owners.collect();
     let elsewhere = |&owner: &Tgid| Some((owner, surroundings::lives_elsewhere(owner)?));
     let details: Vec<String> = owners
         .iter()
@@ -72,7 +78,11 @@ fn residents(gate: &Gate) -> Option<Note> {
 }
 
 fn reservations(gate: &Gate) -> Vec<Note> {
-    let ports: BTreeSet<Port> = gate.plan().endpoints.iter().map(|spec| spec.port).collect();
+    reservations_of(gate.plan().endpoints.iter().map(|spec| spec.port))
+}
+
+fn reservations_of(ports: impl Iterator<Item = Port>) -> Vec<Note> {
+    let ports: BTreeSet<Port> = ports.collect();
     ports.into_iter().filter_map(|port| Some(reserve(&surroundings::reservation(port)?))).collect()
 }
 

@@ -4,4 +4,4 @@
 //! processes that it starts. So it is entered once, before there is a second
 //! thread: then every probe, dump, subscription and BPF filter is inside.
 
-pub use crate::kernel::netns::{NetnsError, enter};
+pub use crate::kernel::netns::{NetnsError, current, enter};

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::config::{Config, Grant, ServiceConfig};
+use super::config::{Config, Endpoint, Grant, ServiceConfig};
+use super::documents::EndpointDocument;
+use crate::runtime::netns;
+use crate::runtime::spelling::{Address, Scope};
 
 /// The process at the other end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,15 +27,51 @@ pub(super) struct Access {
 struct Rights {
     observe: Grant,
     control: Grant,
-    can_restart: bool,
+    profile: Profile,
+}
+
+/// What the configuration says of a service, for whoever may see it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Profile {
+    /// It says how the service is started.
+    pub(super) can_restart: bool,
+    pub(super) endpoints: Vec<EndpointDocument>,
+    /// The sidecar's own network namespace, when it is the service's too.
+    pub(super) netns: Option<u64>,
+}
+
+impl Profile {
+    fn new(service: &ServiceConfig, own_netns: Option<u64>) -> Self {
+        let endpoint = |endpoint: &Endpoint| {
+            let address = endpoint.address.clone().unwrap_or_else(Address::everywhere);
+            EndpointDocument {
+                address: address.ip,
+                port: endpoint.port.get(),
+                v6only: service.v6only && address.ip.is_ipv6(),
+                reuse_address: !service.strict_bind,
+                interface: match address.scope {
+                    Scope::None => None,
+                    Scope::Index(index) => Some(index.to_string()),
+                    Scope::Interface(name) => Some(name),
+                },
+            }
+        };
+        Self {
+            can_restart: service.restart.is_some(),
+            endpoints: service.endpoints.iter().map(endpoint).collect(),
+            netns: own_netns.filter(|_| service.netns.is_none()),
+        }
+    }
 }
 
 impl Access {
     pub(super) fn new(config: &Config, own_user: u32) -> Self {
+        // Where it cannot be told, clients compare it with nothing.
+        let own_netns = netns::current().ok().map(|inode| inode.0);
         let rights = |service: &ServiceConfig| Rights {
             observe: service.observe.clone(),
             control: service.control.clone(),
-            can_restart: service.restart.is_some(),
+            profile: Profile::new(service, own_netns),
         };
         let services = config
             .services
@@ -65,9 +104,9 @@ impl Access {
         self.is_superior(peer) || rights.control.covers(peer.uid, &peer.groups)
     }
 
-    /// The configuration says how it is started.
-    pub(super) fn can_restart(&self, name: &str) -> bool {
-        self.services.get(name).is_some_and(|rights| rights.can_restart)
+    /// What the configuration says of it.
+    pub(super) fn profile(&self, name: &str) -> Profile {
+        self.services.get(name).map(|rights| rights.profile.clone()).unwrap_or_default()
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &Arc<str>> {

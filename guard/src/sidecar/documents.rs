@@ -1,6 +1,7 @@
 //! What is answered, as JSON: written by the sidecar, read by its client.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,12 +27,27 @@ pub(crate) struct ServiceSummary {
     pub(crate) shortfall: Option<String>,
     /// `CLOCK_MONOTONIC` of the last look; `null` before the first.
     pub(crate) looked_mono_ns: Option<u64>,
+    /// What must be bindable, all of it at once.
+    pub(crate) endpoints: Vec<EndpointDocument>,
+    /// The inode of its network namespace; `null` when that is not the sidecar's own.
+    pub(crate) netns: Option<u64>,
     /// The configuration says how it is started.
     pub(crate) can_restart: bool,
     /// The restart that is under way.
     pub(crate) run: Option<String>,
     /// The last restart that ended.
     pub(crate) last_run: Option<String>,
+}
+
+/// An address and a port, and how the service binds them.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct EndpointDocument {
+    pub(crate) address: IpAddr,
+    pub(crate) port: u16,
+    pub(crate) v6only: bool,
+    pub(crate) reuse_address: bool,
+    /// The interface of a link-local address, by name or number.
+    pub(crate) interface: Option<String>,
 }
 
 /// `GET /v1/services/{name}`

@@ -9,6 +9,7 @@ use guard_core::model::Instant;
 use serde_json::Value;
 use tokio::sync::watch;
 
+use super::access::Profile;
 use super::documents::{RunDocument, ServiceDocument, ServiceSummary};
 use super::metrics::{Metrics, ServiceGauge};
 use crate::report::{Body, Event};
@@ -307,7 +308,7 @@ impl Hub {
     }
 
     /// A service in short.
-    pub(super) fn summary(&self, name: &str, can_restart: bool) -> ServiceSummary {
+    pub(super) fn summary(&self, name: &str, profile: Profile) -> ServiceSummary {
         let state = self.services.get(name);
         let snapshot = state.and_then(|state| state.snapshot.as_ref());
         let tier = self.tiers.get(name);
@@ -318,7 +319,9 @@ impl Hub {
             tier: tier.map_or("poll", |(tier, _)| tier).to_owned(),
             shortfall: tier.and_then(|(_, shortfall)| shortfall.clone()),
             looked_mono_ns: snapshot.map(|(at, _)| at.as_nanos()),
-            can_restart,
+            endpoints: profile.endpoints,
+            netns: profile.netns,
+            can_restart: profile.can_restart,
             run: state.and_then(|state| state.restart).map(run),
             last_run: state.and_then(|state| state.last_restart).map(run),
         }
@@ -330,10 +333,10 @@ impl Hub {
     }
 
     /// A service with what the last look found.
-    pub(super) fn service(&self, name: &str, can_restart: bool) -> ServiceDocument {
+    pub(super) fn service(&self, name: &str, profile: Profile) -> ServiceDocument {
         let snapshot = self.services.get(name).and_then(|state| state.snapshot.as_ref());
         ServiceDocument {
-            summary: self.summary(name, can_restart),
+            summary: self.summary(name, profile),
             snapshot: snapshot.map(|(_, body)| body.clone()),
         }
     }

@@ -5,6 +5,7 @@ mod openapi;
 use std::sync::Arc;
 use std::time::Duration;
 
+use guard_core::model::Instant;
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, CONTENT_LENGTH, HeaderMap, TRANSFER_ENCODING};
 use hyper::{Method, Request, StatusCode};
@@ -39,7 +40,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, peer: &Peer, request: &Request<
     let query = request.uri().query();
     match path.as_slice() {
         ["v1", "services"] => get(method, || services(shared, peer)),
-        ["v1", "services", name] if method == Method::GET => service(shared, peer, name).await,
+        ["v1", "services", name] if method == Method::GET => service(shared, peer, name, query).await,
         ["v1", "services", _] => wrong_method("GET"),
         ["v1", "services", name, "restart"] if method == Method::POST => restart(shared, peer, name).await,
         ["v1", "services", _, "restart"] => wrong_method("POST"),
@@ -84,21 +85,25 @@ async fn ask(shared: &Shared, service: &str, ask: Ask) -> bool {
 fn services(shared: &Shared, peer: &Peer) -> Answer {
     let (hub, access) = (shared.hub(), shared.access());
     let visible = access.names().filter(|name| access.may_observe(peer, name));
-    let services = visible.map(|name| hub.summary(name, access.can_restart(name))).collect();
+    let services = visible.map(|name| hub.summary(name, access.profile(name))).collect();
     json(StatusCode::OK, &ServiceList { services })
 }
 
-async fn service(shared: &Shared, peer: &Peer, name: &str) -> Answer {
+async fn service(shared: &Shared, peer: &Peer, name: &str, query: Option<&str>) -> Answer {
+    let after = match parameter(query, "after").map(str::parse).transpose() {
+        Ok(after) => after.map(Instant::from_nanos),
+        Err(error) => return problem(StatusCode::BAD_REQUEST, "bad_request", format!("after: {error}")),
+    };
     let access = shared.access();
     let Some(name) = access.visible(peer, name) else { return not_found() };
     let (reply, looked) = oneshot::channel();
-    let asked = ask(shared, &name, Ask::Look { service: Arc::clone(&name), reply }).await;
+    let asked = ask(shared, &name, Ask::Look { service: Arc::clone(&name), after, reply }).await;
     if asked {
         // What was found before the loop answered is in the hub as soon as the hub's task has run.
         let _late = tokio::time::timeout(LOOK_TIME, looked).await;
         tokio::task::yield_now().await;
     }
-    json(StatusCode::OK, &shared.hub().service(&name, access.can_restart(&name)))
+    json(StatusCode::OK, &shared.hub().service(&name, access.profile(&name)))
 }
 
 async fn restart(shared: &Shared, peer: &Peer, name: &str) -> Answer {

@@ -30,6 +30,7 @@ mod sidecar;
 mod sidecar_clients;
 mod sidecar_config;
 mod systemd;
+mod through;
 mod tiers;
 mod users;
 mod watch;

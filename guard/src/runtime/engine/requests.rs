@@ -24,9 +24,9 @@ impl<W: Witness> Engine<W> {
                 let _gone = reply.send(self.restart(&service));
             }
             Request::Gate { service, reply } => self.wait(&service, reply),
-            Request::Look { service, reply } => {
+            Request::Look { service, after, reply } => {
                 if let Some(standing) = self.services.get_mut(&service) {
-                    standing.ask(reply, now());
+                    standing.ask(reply, after, now());
                 }
             }
             Request::Prepare { services, reply } => {

@@ -213,6 +213,8 @@ pub enum Request {
     Look {
         /// Its name.
         service: Arc<str>,
+        /// A look that began before this moment will not do.
+        after: Option<Instant>,
         /// Where the answer goes.
         reply: oneshot::Sender<()>,
     },

@@ -55,9 +55,10 @@ impl Standing {
         }
     }
 
-    /// Somebody wants a current state.
-    pub(super) fn ask(&mut self, reply: oneshot::Sender<()>, now: Instant) {
-        let current = self.ended.is_some_and(|ended| now.since(ended) < CURRENT);
+    /// Somebody wants a current state, from a look that began no sooner than `after`.
+    pub(super) fn ask(&mut self, reply: oneshot::Sender<()>, after: Option<Instant>, now: Instant) {
+        let young = after.is_none_or(|after| self.began.is_some_and(|began| began >= after));
+        let current = young && self.ended.is_some_and(|ended| now.since(ended) < CURRENT);
         if current && !self.outdated && self.gate.is_none() {
             // Whoever went away needs no answer.
             let _gone = reply.send(());

@@ -38,7 +38,11 @@ pub(super) fn document() -> Value {
     let paths = json!({
         "/v1/services": { "get": operation("All services, in short.", json!([]), answers("200", "The services.", &services)) },
         "/v1/services/{name}": {
-            "get": operation("A service, looked at now.", json!([name]), answers("200", "The service.", &service)),
+            "get": operation(
+                "A service, looked at now.",
+                json!([name, parameter("after", "query", "A look that began before this reading of CLOCK_MONOTONIC, in nanoseconds, will not do.")]),
+                answers("200", "The service.", &service),
+            ),
         },
         "/v1/services/{name}/restart": {
             "post": operation(
