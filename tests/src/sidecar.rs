@@ -14,6 +14,7 @@ use crate::child::Child;
 use crate::events::Event;
 use crate::portguard::binary;
 use crate::standin::Plan;
+use crate::tier::Tier;
 use crate::world::World;
 use crate::{DEADLINE, wait_until};
 
@@ -55,11 +56,19 @@ impl Sidecar {
     /// # Panics
     /// When it does not.
     pub fn start(world: &World, api: &str, services: &str) -> Self {
+        Self::in_tier(world.tier, api, services)
+    }
+
+    /// Starts one in this tier and in the calling thread's network namespace, and waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn in_tier(tier: Tier, api: &str, services: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         // Other users' clients pass through it.
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("permissions");
         let socket = folder.path().join("portguard.sock");
-        let head = format!("tier = \"{}\"\n[api]\nsocket = {socket:?}\nmode = \"0666\"\n{api}\n", world.tier);
+        let head = format!("tier = \"{tier}\"\n[api]\nsocket = {socket:?}\nmode = \"0666\"\n{api}\n");
         let child = Self::spawn(&folder, &head, services);
         let sidecar = Self { child, socket, folder, head, before: Vec::new() };
         sidecar.answers();

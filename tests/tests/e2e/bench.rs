@@ -39,6 +39,10 @@ fn the_smallest_round_measures_every_tier_and_no_gate_opens_too_early() {
         // On a busy machine the thread that knows the truth may have been off its processor.
         let blind = values(&samples, &gate, "blind").len();
         assert_eq!(measured / 2 + blind, 1, "{tier}: {samples:?}");
+        let client = format!("portguard gate, client of the sidecar, {tier}");
+        let measured = values(&samples, &client, "bindable → says so").len();
+        let blind = values(&samples, &client, "blind").len();
+        assert_eq!(measured / 2 + blind, 1, "{client}: {samples:?}");
     }
     assert!(values(&samples, "portguard", "failed").is_empty(), "{samples:?}");
     assert!(values(&samples, "portguard", "free too early").iter().all(|&early| early == 0.0), "{samples:?}");
@@ -49,6 +53,7 @@ fn the_smallest_restart_frees_the_port_before_it_returns() {
     let Some(samples) = smallest("restart") else { return };
     assert!(values(&samples, "portguard", "failed").is_empty(), "{samples:?}");
     assert!(!values(&samples, "portguard free", "dead time").is_empty(), "{samples:?}");
+    assert!(!values(&samples, "portguard restart, client of the sidecar", "total").is_empty(), "{samples:?}");
     for wrong in ["free too early", "successor lost"] {
         assert!(
             values(&samples, "portguard", wrong).iter().all(|&value| value == 0.0),

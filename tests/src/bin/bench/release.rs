@@ -94,6 +94,8 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
          processor when it counted is repeated, and blind after three times",
         "those that wait: somebody else makes the holder let go, at a random moment. The others end it themselves",
         "free too early: a bind() failed that began after \"free\" was said (gate_opened, or exit 0)",
+        "a client of the sidecar: a sidecar watched the port before; in process: when the client has read that the \
+         gate is open",
         "portguard free also waits until the ended process is gone, for its successor's sake; --port-only does not",
     ] {
         SAMPLES.note(note)?;
@@ -101,6 +103,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     let tiers = subject::tiers(SAMPLES)?;
     let waiting = subject::peers(Role::Waits, &bench.peers, SAMPLES)?;
     let mut subjects: Vec<Subject<'_>> = tiers.iter().map(|&tier| Subject::Gate(tier)).collect();
+    subjects.extend(tiers.iter().map(|&tier| Subject::Client(tier)));
     subjects.extend(waiting.iter().map(|(peer, program)| Subject::Peer(peer, program)));
     let scenarios = possible(bench)?;
     rounds(bench, bench.rounds(200, minutes(20), Duration::from_secs(18)), &scenarios, &subjects)?;

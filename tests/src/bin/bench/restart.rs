@@ -33,6 +33,10 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     SAMPLES.note(
         "up: from the start of the tool until a successor listens that is started when the tool returns",
     )?;
+    SAMPLES.note(
+        "a client of the sidecar: a sidecar watched the port before, and starts the successor itself; total and up: \
+         the command has ended, because the successor listens",
+    )?;
     SAMPLES.note("successor lost: that successor died with EADDRINUSE")?;
     SAMPLES.note("portguard looks through every process of the machine, the others through those of their PID namespace")?;
     let ending = subject::peers(Role::Ends, &bench.peers, SAMPLES)?;
@@ -40,14 +44,19 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         SAMPLES.note(&format!("{}: {}", peer.name, peer.manners))?;
     }
     let tiers = subject::tiers(SAMPLES)?;
+    let served = if bench.quick || bench.smoke { tiers.get(..1) } else { tiers.get(..) };
+    let clients: Vec<Subject<'_>> =
+        served.unwrap_or_default().iter().map(|&tier| Subject::RestartClient(tier)).collect();
     let tiers = tiers.into_iter().map(Some).filter(|_| !bench.quick);
     let tiers: Vec<Option<Tier>> = std::iter::once(None).chain(tiers).collect();
     let mut subjects: Vec<Subject<'_>> = tiers.iter().map(|&tier| Subject::Free(tier)).collect();
     subjects.push(Subject::FreePortOnly);
+    subjects.extend(&clients);
     subjects.extend(tiers.iter().map(|&tier| Subject::Restart(tier)));
     subjects.extend(ending.iter().map(|(peer, program)| Subject::Peer(peer, program)));
     if bench.smoke {
-        subjects.truncate(2);
+        subjects.truncate(1);
+        subjects.extend(&clients);
     }
     let mut rounds = bench.rounds(50, Duration::from_secs(900), Duration::from_secs(24));
     while let Some(round) = rounds.next_round() {
@@ -105,7 +114,16 @@ fn once(bench: &Bench, on_term: &str, subject: Subject<'_>) -> Result<Round> {
     let successor = Holder::plan(port, Size { rss: "0", queue: 0 }, "exit").command_line();
     let truth = Truth::watch(port, bench.processor)?;
     let (began_ns, said_ns, returned_ns, up_ns, release);
-    if let Subject::Restart(_) = subject {
+    if let Subject::RestartClient(_) = subject {
+        // The sidecar starts the successor, whose words are nobody's: the command returns when it listens.
+        let work = subject.start(&bench.cell, port, &successor);
+        let done = work.end().context("it did not end")?;
+        began_ns = done.began_ns;
+        said_ns = done.opened_ns;
+        returned_ns = Some(done.ended_ns);
+        up_ns = done.success.then_some(done.ended_ns);
+        release = truth.release(Duration::from_secs(1));
+    } else if let Subject::Restart(_) = subject {
         let work = subject.start(&bench.cell, port, &successor);
         began_ns = work.began_ns();
         up_ns = listens(&work.child.stdout);

@@ -9,7 +9,7 @@ use guard_tests::child::Child;
 use guard_tests::events::{Event, Verdict};
 use guard_tests::portguard::binary;
 use guard_tests::spin::now_ns;
-use guard_tests::{DEADLINE, Tier};
+use guard_tests::{DEADLINE, Sidecar, Tier};
 
 use crate::cell::Cell;
 use crate::holder::TAG;
@@ -27,12 +27,16 @@ pub(crate) const DRAIN: &str = "600ms";
 pub(crate) enum Subject<'a> {
     /// `portguard gate`
     Gate(Tier),
+    /// `portguard gate` through a sidecar in this tier.
+    Client(Tier),
     /// `portguard free`; `None` is `--tier auto`.
     Free(Option<Tier>),
     /// `portguard free --port-only`: does not wait until the ended process is gone.
     FreePortOnly,
     /// `portguard restart`
     Restart(Option<Tier>),
+    /// `portguard restart` through a sidecar in this tier, which starts the successor.
+    RestartClient(Tier),
     /// Something else.
     Peer(&'static Peer, &'a Path),
 }
@@ -42,6 +46,8 @@ pub(crate) enum Subject<'a> {
 pub(crate) struct Work {
     pub(crate) child: Child,
     began_ns: u64,
+    /// The sidecar that it goes through.
+    _sidecar: Option<Sidecar>,
 }
 
 /// How it ended.
@@ -89,8 +95,8 @@ impl Subject<'_> {
     /// It waits for somebody else to end the holder.
     pub(crate) fn waits(self) -> bool {
         match self {
-            Self::Gate(_) => true,
-            Self::Free(_) | Self::FreePortOnly | Self::Restart(_) => false,
+            Self::Gate(_) | Self::Client(_) => true,
+            Self::Free(_) | Self::FreePortOnly | Self::Restart(_) | Self::RestartClient(_) => false,
             Self::Peer(peer, _) => peer.role == Role::Waits,
         }
     }
@@ -99,6 +105,8 @@ impl Subject<'_> {
     pub(crate) fn name(self) -> String {
         match self {
             Self::Gate(tier) => format!("portguard gate, {tier}"),
+            Self::Client(tier) => format!("portguard gate, client of the sidecar, {tier}"),
+            Self::RestartClient(tier) => format!("portguard restart, client of the sidecar, {tier}"),
             Self::Free(tier) => format!("portguard free, {}", tier_name(tier)),
             Self::FreePortOnly => "portguard free --port-only, auto".to_owned(),
             Self::Restart(tier) => format!("portguard restart, {}", tier_name(tier)),
@@ -109,7 +117,15 @@ impl Subject<'_> {
     /// Starts it for `port`. `then` is what a restart starts.
     pub(crate) fn start(self, cell: &Cell, port: u16, then: &[String]) -> Work {
         let ending = ["--drain", DRAIN, "--match", TAG];
+        let sidecar = match self {
+            Self::Client(tier) => Some(sidecar(tier, port, &[])),
+            Self::RestartClient(tier) => Some(sidecar(tier, port, then)),
+            _ => None,
+        };
+        let socket = sidecar.as_ref().map(|sidecar| sidecar.socket.as_path()).unwrap_or(Path::new(""));
         let (mut command, outside) = match self {
+            Self::Client(_) => (client("gate", socket, &["--timeout", "30s"], Some(port)), true),
+            Self::RestartClient(_) => (client("restart", socket, &[SERVICE], None), true),
             Self::Gate(tier) => (portguard("gate", Some(tier), port, &["--timeout", "30s"]), true),
             Self::Free(tier) => (portguard("free", tier, port, &ending), true),
             Self::Restart(tier) => (portguard("restart", tier, port, &ending), true),
@@ -120,15 +136,41 @@ impl Subject<'_> {
             }
             Self::Peer(peer, program) => (peer.command(program, port), false),
         };
-        if !then.is_empty() {
+        if !then.is_empty() && sidecar.is_none() {
             command.arg("--").args(then);
         }
         let began_ns = now_ns();
         // portguard needs to see every process there is, and must be trusted with them anyway.
         let child =
             if outside { Child::start(command, &self.name()) } else { cell.start(command, &self.name()) };
-        Work { child, began_ns }
+        Work { child, began_ns, _sidecar: sidecar }
     }
+}
+
+/// The name of the service in the sidecar's configuration.
+const SERVICE: &str = "measured";
+
+/// A sidecar that guards `port`, with everything loaded and attached. `then` starts the service.
+fn sidecar(tier: Tier, port: u16, then: &[String]) -> Sidecar {
+    let restart =
+        if then.is_empty() { String::new() } else { format!("restart = {{ command = {then:?} }}\n") };
+    Sidecar::in_tier(
+        tier,
+        "",
+        &format!(
+            "[service.{SERVICE}]\nendpoints = [\"127.0.0.1:{port}\"]\nrecognise = {{ match = [{TAG:?}] }}\n\
+             budget = {{ drain = {DRAIN:?} }}\n{restart}"
+        ),
+    )
+}
+
+fn client(subcommand: &str, socket: &Path, more: &[&str], port: Option<u16>) -> Command {
+    let mut command = Command::new(binary());
+    command.args([subcommand, "--json", "--socket"]).arg(socket).args(more);
+    if let Some(port) = port {
+        command.args(["--address", "127.0.0.1", "--port", &port.to_string()]);
+    }
+    command
 }
 
 fn portguard(subcommand: &str, tier: Option<Tier>, port: u16, more: &[&str]) -> Command {
@@ -141,7 +183,7 @@ fn portguard(subcommand: &str, tier: Option<Tier>, port: u16, more: &[&str]) -> 
 impl Work {
     /// Somebody who was started by hand.
     pub(crate) fn of(child: Child, began_ns: u64) -> Self {
-        Self { child, began_ns }
+        Self { child, began_ns, _sidecar: None }
     }
 
     /// When it was started.
@@ -172,7 +214,9 @@ impl Work {
         }
         let success = self.child.wait(LIMIT).success();
         self.child.stdout.ended_within(Duration::from_secs(2));
-        let opened_ns = self.child.stdout.so_far().iter().find_map(|line| opened(line));
+        // A restart tells it on stderr.
+        let said = [self.child.stdout.so_far(), self.child.stderr.so_far()].concat();
+        let opened_ns = said.iter().find_map(|line| opened(line));
         Some(Done { began_ns: self.began_ns, ended_ns, opened_ns, success })
     }
 }
