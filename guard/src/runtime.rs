@@ -87,12 +87,29 @@ fn nanos(clock: ClockId) -> u64 {
     seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap_or(0)
 }
 
-/// The calling thread goes before ordinary ones until the value is dropped, where that is allowed.
-fn urgent() -> Option<Urgent> {
-    Urgent::begin().unwrap_or_else(|error| {
-        debug!(%error, "not a real-time thread: on a busy machine the gate may open late");
-        None
-    })
+/// Whether the calling thread waits for a port: then it goes before ordinary
+/// ones, where that is allowed.
+#[derive(Debug, Default)]
+struct Haste {
+    hurries: bool,
+    _urgent: Option<Urgent>,
+}
+
+impl Haste {
+    fn set(&mut self, hurries: bool) {
+        if self.hurries == hurries {
+            return;
+        }
+        self.hurries = hurries;
+        self._urgent = if hurries { begin() } else { None };
+
+        fn begin() -> Option<Urgent> {
+            Urgent::begin().unwrap_or_else(|error| {
+                debug!(%error, "not a real-time thread: on a busy machine the gate may open late");
+                None
+            })
+        }
+    }
 }
 
 /// While a started command is followed: only the ebpf tier tells of new listeners.
@@ -206,7 +223,8 @@ impl Session {
     /// Carries out one run to its end.
     pub async fn run(&mut self, plan: Plan, sink: &mut dyn Sink) -> Result<Gate, RuntimeError> {
         // Whoever only looks is in no hurry.
-        let _urgent = if plan.goal == Goal::Look { None } else { urgent() };
+        let mut haste = Haste::default();
+        haste.set(plan.goal != Goal::Look);
         let mut gate = Gate::new(plan, now());
         let mut told = 0;
         loop {

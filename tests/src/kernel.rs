@@ -107,3 +107,10 @@ impl BpfId {
         }
     }
 }
+
+/// The scheduling policy of a thread; -1 when it is gone.
+pub fn policy(thread: i32) -> i32 {
+    // SAFETY: it takes no pointer.
+    let policy = unsafe { nix::libc::sched_getscheduler(thread) };
+    if policy < 0 { policy } else { policy & !nix::libc::SCHED_RESET_ON_FORK }
+}

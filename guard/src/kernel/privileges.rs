@@ -6,14 +6,16 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 /// What a sidecar needs once its programs are loaded: signals, other users'
-/// descriptors, `SOCK_DESTROY`, probes of low ports, and BPF maps.
+/// descriptors, `SOCK_DESTROY`, probes of low ports, BPF maps, and a place
+/// before ordinary threads while a run waits.
 const NEEDED: CapabilitySet = CapabilitySet::KILL
     .union(CapabilitySet::SYS_PTRACE)
     .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::NET_ADMIN)
     .union(CapabilitySet::NET_BIND_SERVICE)
     .union(CapabilitySet::BPF)
-    .union(CapabilitySet::PERFMON);
+    .union(CapabilitySet::PERFMON)
+    .union(CapabilitySet::SYS_NICE);
 
 /// Gives up what a sidecar does not need, for the calling thread and the
 /// threads and processes that it starts from now on. A program that is executed as

@@ -40,7 +40,7 @@ pub use self::service::{
 use self::standing::Standing;
 use super::doors::Doors;
 use super::units::{Told, Units};
-use super::{Alarm, FOLLOW_RECHECK, RuntimeError, in_loop, now};
+use super::{Alarm, FOLLOW_RECHECK, Haste, RuntimeError, in_loop, now};
 use crate::act::CommandError;
 use crate::observe::{
     ExitWatch, Looker, Observer, OwnerSource, Tier, TierChoice, Tuning, Watched, read_table,
@@ -156,7 +156,10 @@ impl<W: Witness> Engine<W> {
     /// When the loop's own descriptors fail: nothing is watched any more.
     pub async fn serve(mut self) -> Result<(), RuntimeError> {
         let mut overdue = 0;
+        let mut haste = Haste::default();
         loop {
+            // Only a run is in a hurry. Whoever merely watches keeps nobody from a processor.
+            haste.set(!self.runs.is_empty());
             self.work()?;
             if let Some(at) = self.next_deadline() {
                 overdue = if at <= now() { overdue + 1 } else { 0 };

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use guard_tests::kernel::policy;
 use guard_tests::standin::said;
 use guard_tests::{DEADLINE, Proc, Run, World, each_tier, wait_until};
 use nix::sys::signal::Signal;
@@ -178,11 +179,4 @@ fn urgent_only_while_it_waits(world: &World) {
         run.child.signal(Signal::SIGTERM);
         run.finish().expect(0);
     }
-}
-
-/// The scheduling policy of a process's first thread.
-fn policy(pid: i32) -> i32 {
-    // SAFETY: it takes no pointer.
-    let policy = unsafe { nix::libc::sched_getscheduler(pid) };
-    policy & !nix::libc::SCHED_RESET_ON_FORK
 }

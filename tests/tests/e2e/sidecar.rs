@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use guard_tests::child::Child;
+use guard_tests::kernel::policy;
 use guard_tests::schema::check;
 use guard_tests::sidecar::{event, service};
 use guard_tests::{DEADLINE, Sidecar, World, each_tier, stays, wait_until};
@@ -190,16 +191,26 @@ fn the_gate_opens_for_whoever_waits(world: &World) {
     let busy = sidecar.get("/v1/gate/web?timeout=300ms");
     assert_eq!((busy.code, &busy.json()["error"]), (504, &Value::from("still_busy")), "{}", busy.text);
     event(&first, "nobody waits", |event| event["type"] == "run_finished" && event["outcome"] == "abandoned");
+    let pid = sidecar.child.id.pid;
+    assert!(wait_until(DEADLINE, || !urgent(pid)), "whoever only watches is in no hurry");
     let follower = sidecar.follow(&[]);
     let opened = std::thread::scope(|scope| {
         let waiting = scope.spawn(|| sidecar.get("/v1/gate/web"));
         event(&follower, "a gate", |event| event["type"] == "run_started" && event["command"] == "gate");
+        assert!(urgent(pid), "the gate would open late on a busy machine");
         assert!(stays(Duration::from_millis(200), || !waiting.is_finished()), "it opened on a busy port");
         old.child.signal(Signal::SIGTERM);
         waiting.join().expect("an answer")
     });
     let opened = opened.expect(200).json();
     assert_eq!((&opened["open"], &opened["service"]), (&Value::from(true), &Value::from("web")), "{opened}");
+}
+
+/// Whether one of its threads goes before ordinary ones.
+fn urgent(pid: i32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+    let numbers = threads.filter_map(|thread| thread.ok()?.file_name().to_string_lossy().parse().ok());
+    numbers.into_iter().any(|number: i32| policy(number) == nix::libc::SCHED_FIFO)
 }
 
 fn many_services_at_once(world: &World) {
