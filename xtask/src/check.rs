@@ -62,7 +62,7 @@ fn machine(workspace: &Workspace) -> Result<()> {
 
 fn kernel_facts(workspace: &Workspace) -> Result<()> {
     let files = files(workspace)?;
-    found([facts::unpinned(&files), facts::outdated(&files)].concat())
+    found([facts::unpinned(&files), facts::outdated(&files), facts::unknown_exceptions(&files)].concat())
 }
 
 fn found(breaches: Vec<String>) -> Result<()> {

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result};
 
 use crate::layer_check::File;
 use crate::vm::answers::FEATURES;
+use crate::vm::exceptions::{self, Exceptions};
 use crate::vm::plan::ROOT;
 use crate::vm::table::Page;
 
@@ -65,6 +66,23 @@ pub(crate) fn with_features(facts: &str, features: &str) -> Result<String> {
     Ok(format!("{before}{BEGIN}\n\n{table}\n\n{END}{after}"))
 }
 
+/// Every test that is excused on some kernel and does not exist.
+pub(crate) fn unknown_exceptions(files: &[File]) -> Vec<String> {
+    let Some(page) = files.iter().find(|file| file.path == exceptions::PAGE) else {
+        return vec![format!("{}: missing", exceptions::PAGE)];
+    };
+    match Exceptions::parse(&page.text) {
+        Ok(table) => {
+            let gone = table.tests().filter(|test| {
+                let name = test.rsplit("::").next().unwrap_or(test);
+                !exists(files, name)
+            });
+            gone.map(|test| format!("{}: no test is called {test}", exceptions::PAGE)).collect()
+        }
+        Err(error) => vec![format!("{error:#}")],
+    }
+}
+
 /// The last cell of a row of facts; `None` for the heading, the rule below it and for prose.
 fn last_cell(line: &str) -> Option<&str> {
     let row = line.trim().strip_prefix('|')?.strip_suffix('|')?;
@@ -97,6 +115,17 @@ mod tests {
         assert_eq!((outdated("yes"), outdated("no")), (0, 1));
         assert!(unpinned(&[file(FACTS, &facts)]).is_empty());
         assert!(with_features("no place", &page("yes")).is_err());
+    }
+
+    #[test]
+    fn an_exception_is_for_a_test_that_exists() {
+        let file = |path: &str, text: &str| File { path: path.into(), text: text.into() };
+        let unknown = |test: &str| {
+            let page = format!("| test | kernels | why |\n|---|---|---|\n| `{test}` | 5.10 | old |\n");
+            unknown_exceptions(&[file(exceptions::PAGE, &page), file("a.rs", "fn it_holds(")]).len()
+        };
+        assert_eq!((unknown("a::it_holds"), unknown("a::it_is_gone")), (0, 1));
+        assert_eq!(unknown_exceptions(&[]).len(), 1);
     }
 
     #[test]
