@@ -91,12 +91,15 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let prepared = began.elapsed();
 
     let live = args.live || !args.filters.is_empty();
-    let run = |machine: &Machine| boot(machine, scope, &bases, &folder, live);
-    let ran = in_pairs(&machines, run);
-    let mut total = Total::new(workspace, missing)?;
-    for (machine, ran) in machines.iter().zip(ran) {
-        total.add(machine, ran?);
-    }
+    let total = Mutex::new(Total::new(workspace, missing)?);
+    let run = |machine: &Machine| -> Result<()> {
+        let ran = boot(machine, scope, &bases, &folder, live)?;
+        let mut total = total.lock().map_err(|_| anyhow::anyhow!("another guest's report failed"))?;
+        total.add(machine, ran);
+        Ok(())
+    };
+    in_pairs(&machines, run).into_iter().collect::<Result<()>>()?;
+    let total = total.into_inner().map_err(|_| anyhow::anyhow!("a guest's report failed"))?;
     println!(
         "{} guests in {:.0} s, after {:.0} s of preparation",
         machines.len(),
