@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::vm::guest::{Manifest, Step};
 use crate::vm::image::{BIN, Content};
 use crate::vm::kernel::Kernel;
+use crate::vm::series;
 
 /// Situations in which the features are asked for: headings of the pages with what is expected.
 pub(crate) const ROOT: &str = "as root";
@@ -133,7 +134,7 @@ impl Scope<'_> {
                 match self {
                     Self::Core => {
                         steps.push(step(UNIT, "/bin/unit", &[DOORS]));
-                        steps.push(step("e2e", "/bin/e2e", &CORE));
+                        steps.push(step("e2e", "/bin/e2e", &core(machine)));
                     }
                     Self::All => {
                         steps.push(step(UNIT, "/bin/unit", &[DOORS]));
@@ -147,11 +148,20 @@ impl Scope<'_> {
     }
 }
 
-/// The scenarios that a release has to pass on every kernel, in every tier.
-const CORE: [&str; 3] = ["failure_modes::", "evicting::", "tiers::"];
+/// The scenarios that every kernel plays, in every tier that it has then.
+const EVERYWHERE: [&str; 2] = ["evicting::", "tiers::"];
+
+/// Those that the oldest and the newest kernel play besides: what is true on both is hardly false between.
+const AT_BOTH_ENDS: [&str; 1] = ["failure_modes::"];
 
 /// Those that show that the lower tiers give the same verdicts where BPF is refused.
-const WITHOUT_BPF: [&str; 1] = ["failure_modes::"];
+const WITHOUT_BPF: [&str; 1] = ["evicting::"];
+
+fn core(machine: &Machine) -> Vec<&'static str> {
+    let ends = [series::ALL.first(), series::ALL.last()];
+    let more: &[&str] = if ends.contains(&Some(&machine.kernel.series)) { &AT_BOTH_ENDS } else { &[] };
+    [&EVERYWHERE[..], more].concat()
+}
 
 fn features(situation: &str) -> Step {
     step(&format!("{FEATURES}{situation}"), "/bin/probe", &[])
