@@ -10,6 +10,7 @@ use super::{GATEWAY, boot, once, user_service};
 each_tier!(a_client_restarts_a_unit_through_the_socket);
 once!(
     a_unit_of_another_user,
+    a_user_s_manager_that_came_after_the_sidecar,
     asked_from_inside_the_unit_and_the_asker_dies,
     a_child_that_kill_mode_process_leaves_is_ended,
     a_gateway_outside_its_unit_is_ended,
@@ -93,6 +94,29 @@ fn a_unit_of_another_user(world: &World) {
     ended(&sidecar, &document, "restarted", 0);
     assert!(steps(&document, "unit_seen")[0].contains(&format!("of user {USER}")), "{document:#}");
     assert_eq!(machine.line(GATEWAY, "ready", 1)["bind_attempts"], 1);
+}
+
+/// A user's folder is mounted when the user logs in: the sidecar's sandbox must let it in.
+fn a_user_s_manager_that_came_after_the_sidecar(world: &World) {
+    let Some(machine) = boot(world) else { return };
+    let port = world.port();
+    let run = |words: &[&str]| {
+        assert!(machine.command(words).status().expect("a command").success(), "{words:?}");
+    };
+    // As a systemd does that is not in a container.
+    run(&["mount", "--make-rshared", "/"]);
+    let services = gateway(port, "").replace("restart = {", &format!("restart = {{ user = {USER},"));
+    let sidecar = SidecarUnit::start(world, &machine, &services);
+    let early = sidecar.restart("gateway");
+    ended(&sidecar, &early, "manager_lost", 3);
+    let folder = format!("/run/user/{USER}");
+    run(&["mkdir", "-p", &folder]);
+    run(&["mount", "-t", "tmpfs", "tmpfs", &folder]);
+    machine.start_user_manager();
+    machine.install(Manager::User, &user_service(&machine, GATEWAY, port));
+    machine.ask(Manager::User, &["start", GATEWAY]);
+    machine.line(GATEWAY, "ready", 0);
+    ended(&sidecar, &sidecar.restart("gateway"), "restarted", 0);
 }
 
 /// Failure mode 12: the one who asks is ended by what it asked for, and the restart goes on.
