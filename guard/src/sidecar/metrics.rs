@@ -237,6 +237,40 @@ mod tests {
     }
 
     #[test]
+    fn failed_binds_are_counted_and_probes_are_none() {
+        use guard_core::model::{FailedBind, Port, Uid};
+        let lost = |comm: &str, attempts| {
+            let bind = FailedBind {
+                address: [127, 0, 0, 1].into(),
+                port: Port::new(80).expect("not zero"),
+                by_listen: false,
+                attempts,
+                tgid: None,
+                start: None,
+                comm: comm.to_owned(),
+                uid: Uid(0),
+                cgroup: None,
+                process: None,
+            };
+            let entry = guard_core::timeline::Entry::BindFailed {
+                bind: Box::new(bind),
+                holders: Vec::new(),
+                looked: None,
+            };
+            Body::happened(&entry).expect("an event")
+        };
+        let mut metrics = Metrics::default();
+        let web: Arc<str> = "web".into();
+        for body in [lost("node", 3), lost("node", 2), lost("portguard", 40)] {
+            metrics.count(Some(&web), None, 0, &body);
+        }
+        let services = [ServiceGauge { name: "web", verdict: "busy", tier: "ebpf" }];
+        let text = metrics.text(&services, 1, true);
+        assert!(text.contains("portguard_bind_failures_total{service=\"web\"} 5\n"), "{text}");
+        assert!(!metrics.text(&[], 1, false).contains("bind_failures_total{"));
+    }
+
+    #[test]
     fn the_dashboard_asks_for_what_there_is() {
         let dashboard = include_str!("../../dist/grafana-dashboard.json");
         let text = Metrics::default().text(&[], 0, true);
