@@ -19,11 +19,11 @@ pub(super) struct Gate {
     output: OutputOptions,
     #[command(flatten)]
     tier: TierOptions,
-    #[command(flatten)]
-    sidecar: SidecarOptions,
     /// Give up after this long; keep it below the unit's TimeoutStartSec
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     timeout: Duration,
+    #[command(flatten)]
+    sidecar: SidecarOptions,
 }
 
 impl Gate {

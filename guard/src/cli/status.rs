@@ -20,13 +20,13 @@ pub(super) struct Status {
     output: OutputOptions,
     #[command(flatten)]
     tier: TierOptions,
-    #[command(flatten)]
-    sidecar: SidecarOptions,
     /// The drain budget that `free` would give [default: as `free` has it]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     drain: Option<Duration>,
     #[command(flatten)]
     rules: RuleOptions,
+    #[command(flatten)]
+    sidecar: SidecarOptions,
 }
 
 impl Status {

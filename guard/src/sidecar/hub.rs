@@ -503,7 +503,7 @@ mod tests {
         };
         tell(Body::finished(std::time::Duration::ZERO, crate::runtime::Tier::Poll, "restarted", 0, None));
         tell(Body::step("late", None, None));
-        let summary = hub.summary("web", true);
+        let summary = hub.summary("web", Profile { can_restart: true, ..Profile::default() });
         assert_eq!((summary.run, summary.last_run), (None, Some("e-1".to_owned())));
         assert_eq!(hub.run_document("e-1", |_| true).expect("the run").state, "finished");
     }
