@@ -48,6 +48,7 @@ pub struct Caller {
     forbidden: Option<Forbidden>,
     elsewhere: bool,
     cgroup: Option<CString>,
+    leads: bool,
     copies: Arc<Mutex<Vec<tempfile::TempDir>>>,
 }
 
@@ -120,6 +121,11 @@ impl Caller {
         Self { cgroup: Some(cgroup.procs()), ..Self::default() }
     }
 
+    /// As the leader of a process group of its own.
+    pub fn leading() -> Self {
+        Self { leads: true, ..Self::default() }
+    }
+
     /// Whether it is the superuser, with whatever capabilities.
     pub fn is_root(&self) -> bool {
         self.uid.is_none()
@@ -127,7 +133,8 @@ impl Caller {
 
     /// Makes `command` run with these rights.
     pub fn apply(&self, command: &mut Command) {
-        let Self { uid, dropped, hidden, hidepid, forbidden, elsewhere, cgroup, copies: _ } = self.clone();
+        let Self { uid, dropped, hidden, hidepid, forbidden, elsewhere, cgroup, leads, copies: _ } =
+            self.clone();
         if uid.is_some() {
             // The working directory may be closed to that user.
             command.current_dir("/");
@@ -138,6 +145,9 @@ impl Caller {
                 if let Some(procs) = &cgroup {
                     let file = nix::fcntl::open(procs.as_c_str(), OFlag::O_WRONLY, Mode::empty())?;
                     nix::unistd::write(&file, b"0")?;
+                }
+                if leads {
+                    nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0))?;
                 }
                 if elsewhere {
                     unshare(CloneFlags::CLONE_NEWNET)?;

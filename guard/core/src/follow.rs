@@ -91,6 +91,7 @@ mod tests {
             cgroup: None,
             kernel_thread: false,
             state: ProcessState::Sleeping,
+            group: None,
             wait_channel: None,
         }
     }

@@ -208,7 +208,7 @@ pub(super) struct EndingOptions {
     /// has. Only if nothing else stays in the way; never a listener that somebody has
     #[arg(long)]
     evict: bool,
-    /// End the descendants of the stale holders too. Each is judged as they are, and if one may not
+    /// End the descendants of the stale holders too, and the process group that one of them leads. Each is judged as they are, and if one may not
     /// be ended, nobody is
     #[arg(long, conflicts_with = "cgroup_kill")]
     tree: bool,

@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 each_tier!(
     tree_ends_descendants,
     tree_spares_them_without_the_flag,
+    tree_ends_the_process_group_that_the_owner_leads,
     tree_refuses_whole,
     a_descendant_that_moved_to_another_service_is_spared,
     cgroup_kill_ends_everybody_in_it,
@@ -101,6 +102,43 @@ fn a_descendant_that_moved_to_another_service_is_spared(world: &World) {
     assert!(child.alive(), "{finished}");
     // Nobody else ends it.
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.pid), Signal::SIGKILL).expect("end the child");
+}
+
+/// Its parent is gone, so it descends from nobody here; but it is still in the gateway's group.
+fn tree_ends_the_process_group_that_the_owner_leads(world: &World) {
+    let port = world.port();
+    let worker = world.standin("--tag worker --on-term hang").command_line();
+    let script = format!("{} </dev/zero >/dev/null 2>&1 & exit 0", worker.join(" "));
+    let old = world
+        .standin("--tag gateway")
+        .by(Caller::leading())
+        .listen("127.0.0.1", port)
+        .then_run(["sh", "-c", &script])
+        .start();
+    old.line("command_exited", |_| true);
+    let found = std::cell::Cell::new(None);
+    let is_worker = |pid: i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let group =
+            stat.rsplit(')').next().and_then(|rest| rest.split_ascii_whitespace().nth(2)?.parse().ok());
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let itself = line.split('\0').any(|word| word == "worker") && waits_for_sigterm(pid);
+        itself && group == Some(old.id().pid)
+    };
+    assert!(wait_until(DEADLINE, || {
+        let pids = std::fs::read_dir("/proc").expect("/proc");
+        let pid = pids.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).find(|pid| is_worker(*pid));
+        found.set(pid.and_then(Proc::of));
+        found.get().is_some()
+    }));
+    let worker = found.get().expect("the worker");
+    assert!(!descends(worker.pid, old.id().pid));
+    let free = world.free(port).matching("--tag gateway").drain("300ms");
+    let rehearsed = free.clone().arg("--tree").arg("--dry-run").run().expect(0);
+    assert!(rehearsed.mentions("in_group_of") && worker.alive(), "{rehearsed}");
+    let finished = free.arg("--tree").run().expect(0);
+    assert_eq!(finished.signals_to(worker), ["SIGTERM", "SIGKILL"], "{finished}");
+    assert!(worker.gone_within(DEADLINE) && old.all_gone(), "{finished}");
 }
 
 /// A descendant that another service has in hand saves everybody.

@@ -44,8 +44,14 @@ pub(super) fn reached(
         let judgement = match plan.reach {
             Reach::Owners => continue,
             Reach::Tree => {
-                let Some(root) = ancestor_among(&owner_ids, process, processes) else { continue };
-                judge_descendant(plan, process, root, seen_at_request)
+                let by_descent = ancestor_among(&owner_ids, process, processes);
+                let Some(kin) = by_descent
+                    .map(Kin::Descendant)
+                    .or_else(|| leader_among(&owner_ids, process, processes).map(Kin::GroupMember))
+                else {
+                    continue;
+                };
+                judge_kin(plan, process, kin, seen_at_request)
             }
             Reach::Cgroup => {
                 let path = process.cgroup.as_deref().unwrap_or_default();
@@ -129,22 +135,46 @@ fn ancestor_among<'a>(
     None
 }
 
-/// Descent recognises a process, unless somebody else has it in hand: another
-/// service than its ancestor's, or a container.
-fn judge_descendant(
+/// The stale owner that leads the group of the process. A group that nobody of the owners leads may
+/// be a script's, with portguard itself in it.
+fn leader_among<'a>(
+    owners: &BTreeSet<ProcessId>,
+    process: &Process,
+    processes: &'a BTreeMap<Tgid, Process>,
+) -> Option<&'a Process> {
+    let leader = processes.get(&process.group?)?;
+    (owners.contains(&leader.id) && leader.group == Some(leader.id.tgid)).then_some(leader)
+}
+
+/// What a process is to a stale owner.
+#[derive(Clone, Copy)]
+enum Kin<'a> {
+    /// A child of it, or a child's child.
+    Descendant(&'a Process),
+    /// In the group that it leads, whoever its parent is by now.
+    GroupMember(&'a Process),
+}
+
+/// Kinship recognises a process, unless somebody else has it in hand: another
+/// service than its kin's, or a container.
+fn judge_kin(
     plan: &Plan,
     process: &Process,
-    root: &Process,
+    kin: Kin<'_>,
     seen_at_request: &BTreeSet<ProcessId>,
 ) -> Judgement {
     let by_itself = policy::judge(process, &plan.rules, &plan.asker, seen_at_request);
     if by_itself.class != Class::Foreign || by_itself.is_for_want_of_evidence() {
         return by_itself;
     }
-    if in_other_hands(process, root) {
+    let (owner, reason) = match kin {
+        Kin::Descendant(root) => (root, Reason::DescendsFrom(root.id)),
+        Kin::GroupMember(leader) => (leader, Reason::InGroupOf(leader.id)),
+    };
+    if in_other_hands(process, owner) {
         return by_itself;
     }
-    Judgement { class: Class::Stale, reasons: vec![Reason::DescendsFrom(root.id)] }
+    Judgement { class: Class::Stale, reasons: vec![reason] }
 }
 
 /// Somebody else has `process` in hand than has `other`: another service, a container.
@@ -180,8 +210,8 @@ pub(super) fn judge_again(
         let reasons = vec![Reason::Moved { from: path(then), to: path(process) }];
         return Judgement { class: Class::Foreign, reasons };
     }
-    let descends = |reason: &Reason| matches!(reason, Reason::DescendsFrom(_));
-    if by_itself.class == Class::Foreign && first.judgement.reasons.iter().any(descends) {
+    let is_kin = |reason: &Reason| matches!(reason, Reason::DescendsFrom(_) | Reason::InGroupOf(_));
+    if by_itself.class == Class::Foreign && first.judgement.reasons.iter().any(is_kin) {
         return first.judgement.clone();
     }
     by_itself
@@ -204,6 +234,7 @@ mod tests {
             cgroup: Some(cgroup.to_owned()),
             kernel_thread: false,
             state: ProcessState::Sleeping,
+            group: None,
             wait_channel: None,
         }
     }
@@ -236,7 +267,7 @@ mod tests {
         let judged = |child: &str, root: &str| {
             let exe = Seen::Known("/usr/bin/node".to_owned());
             let child = Process { exe, ..at(child) };
-            judge_descendant(&plan, &child, &at(root), &[child.id].into()).class
+            judge_kin(&plan, &child, Kin::Descendant(&at(root)), &[child.id].into()).class
         };
         for (child, root) in [("/docker/0123", "/"), ("/libpod_parent/x", "/docker/0123"), ("/one", "/one.d")]
         {
@@ -245,6 +276,34 @@ mod tests {
         for (child, root) in [("/one/worker", "/one"), ("/one", "/one"), ("/", "/one")] {
             assert_eq!(judged(child, root), Class::Stale, "{child} below {root}");
         }
+    }
+
+    /// Whoever started both may be a script, whose group portguard shares.
+    #[test]
+    fn a_group_is_reached_only_through_the_owner_that_leads_it() {
+        let plan = Plan { reach: Reach::Tree, ..crate::gate::toy::plan(Vec::new()) };
+        let exe = Seen::Known("/usr/bin/node".to_owned());
+        let member = |tgid: u32, group: u32| {
+            let id = ProcessId { tgid: Tgid(tgid), start: StartTime(1) };
+            Process { id, group: Some(Tgid(group)), exe: exe.clone(), ..at("/") }
+        };
+        let reached_by = |owner: &Process, others: &[Process]| {
+            let all: BTreeMap<Tgid, Process> =
+                others.iter().chain([owner]).map(|process| (process.id.tgid, process.clone())).collect();
+            let seen = all.values().map(|process| process.id).collect();
+            let stale = Judgement { class: Class::Stale, reasons: vec![Reason::AnyOwner] };
+            let reached = reached(&plan, &[(owner.id, stale)], &all, &seen);
+            assert!(reached.refused.is_empty());
+            reached.stale
+        };
+        let leader = member(7, 7);
+        let found = reached_by(&leader, &[member(8, 7), member(9, 9)]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(
+            (found[0].0.tgid, &found[0].1.reasons[..]),
+            (Tgid(8), &[Reason::InGroupOf(leader.id)][..])
+        );
+        assert_eq!(reached_by(&member(8, 7), &[leader, member(9, 7)]), []);
     }
 
     #[test]

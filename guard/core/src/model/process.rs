@@ -52,6 +52,9 @@ pub struct Process {
     pub id: ProcessId,
     /// Parent, or `None` when it lies outside the PID namespace.
     pub parent: Option<Tgid>,
+    /// The process group, by the number of its leader; `None` when it lies outside the PID
+    /// namespace.
+    pub group: Option<Tgid>,
     /// Effective user id.
     pub uid: Uid,
     /// At most 15 bytes; any process may set it.
@@ -139,6 +142,9 @@ pub enum ExitStatus {
         /// A core file was written.
         core_dumped: bool,
     },
+    /// Ended by SIGKILL that this run did not send, or in a way that nobody told, while its memory
+    /// cgroup counted a victim of the OOM killer.
+    OutOfMemory,
 }
 
 impl ExitStatus {

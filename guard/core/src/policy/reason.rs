@@ -119,6 +119,8 @@ pub enum Reason {
     },
     /// It descends from this stale owner, and `--tree` reaches it.
     DescendsFrom(ProcessId),
+    /// It is in the process group that this stale owner leads, and `--tree` reaches it.
+    InGroupOf(ProcessId),
     /// It was moved after SIGTERM into a cgroup that somebody else has in hand.
     Moved {
         /// Its cgroup when SIGTERM was sent.
@@ -173,6 +175,7 @@ impl Reason {
             Self::OutsideItsUnit { .. } => "outside_its_unit",
             Self::Matched { .. } => "matched",
             Self::DescendsFrom(_) => "descends_from",
+            Self::InGroupOf(_) => "in_group_of",
             Self::Moved { .. } => "moved",
             Self::CgroupIsShared(_) => "cgroup_is_shared",
             Self::AnyOwner => "any_owner",
@@ -186,11 +189,12 @@ impl Reason {
     }
 
     /// What the evidence is about: `unit`, `cgroup`, `main_pid`, `exe`, `argv`,
-    /// `title`, `comm`, `uid`, `start_time`, `ancestor`. `None` where it is
+    /// `title`, `comm`, `uid`, `start_time`, `ancestor`, `group`. `None` where it is
     /// about no part of the process.
     pub const fn kind(&self) -> Option<&'static str> {
         Some(match self {
             Self::Itself | Self::Ancestor(_) | Self::AncestryHidden | Self::DescendsFrom(_) => "ancestor",
+            Self::InGroupOf(_) => "group",
             Self::StartedAfterRequest => "start_time",
             Self::MainProcess(_) => "main_pid",
             Self::InRunningUnit(_)
@@ -220,7 +224,7 @@ impl Reason {
             | Self::OutsideItsUnit { cgroup, .. }
             | Self::Moved { to: cgroup, .. }
             | Self::CgroupIsShared(cgroup) => Some(cgroup.clone()),
-            Self::DescendsFrom(root) => Some(root.to_string()),
+            Self::DescendsFrom(root) | Self::InGroupOf(root) => Some(root.to_string()),
             Self::MainProcess(unit)
             | Self::InRunningUnit(unit)
             | Self::UnitStateUnknown(unit, _)
@@ -293,6 +297,9 @@ impl fmt::Display for Reason {
             Self::Matched { field: Field::Unit | Field::Cgroup, value, .. } => write!(f, "it is in {value}"),
             Self::Matched { field, rule, .. } => write!(f, "{} matches {rule}", field.name()),
             Self::DescendsFrom(root) => write!(f, "it descends from pid {root}, and --tree reaches it"),
+            Self::InGroupOf(leader) => {
+                write!(f, "it is in the process group that pid {leader} leads, and --tree reaches it")
+            }
             Self::Moved { from, to } => {
                 write!(
                     f,

@@ -54,6 +54,7 @@ fn gateway() -> Process {
         cgroup: Some("/user.slice/user-7.slice/session-3.scope".to_owned()),
         kernel_thread: false,
         state: ProcessState::Sleeping,
+        group: None,
         wait_channel: None,
     }
 }

@@ -197,6 +197,7 @@ impl Reading {
         let process = Process {
             id: ProcessId { tgid, start: after.start },
             parent: after.parent,
+            group: after.group,
             uid,
             comm: after.comm,
             exe,

@@ -13,6 +13,8 @@ pub(super) struct Stat {
     /// `None`: PID 1, the kernel's own threads' root, or a parent outside the
     /// PID namespace, which all show 0.
     pub(super) parent: Option<Tgid>,
+    /// `None` outside of the PID namespace.
+    pub(super) group: Option<Tgid>,
     pub(super) kernel_thread: bool,
     pub(super) start: StartTime,
 }
@@ -29,11 +31,13 @@ impl Stat {
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
         let field = |number: usize| fields.get(number - 3).copied();
         let parent: u32 = field(4)?.parse().ok()?;
+        let group: u32 = field(5)?.parse().ok()?;
         let flags: u64 = field(9)?.parse().ok()?;
         Some(Self {
             comm,
             state: state(field(3)?.chars().next()?),
             parent: (parent != 0).then_some(Tgid(parent)),
+            group: (group != 0).then_some(Tgid(group)),
             kernel_thread: flags & PF_KTHREAD != 0,
             start: StartTime(field(22)?.parse().ok()?),
         })

@@ -187,6 +187,7 @@ impl Proc {
             }),
             kernel_thread: self.role == Role::KernelThread,
             state,
+            group: None,
             wait_channel: None,
         }
     }
