@@ -19,6 +19,7 @@ pub mod memory;
 pub mod names;
 pub mod netns;
 pub mod notify;
+pub mod oom;
 pub mod pidfd;
 pub mod privileges;
 pub mod procfs;

@@ -228,6 +228,8 @@ pub struct How {
     exit_code: Option<u8>,
     signal: Option<u8>,
     core_dumped: Option<bool>,
+    /// The kernel's OOM killer struck in its memory cgroup, and nothing else explains its end.
+    out_of_memory: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]

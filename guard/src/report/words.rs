@@ -136,6 +136,9 @@ pub(super) fn exit_status(status: Option<ExitStatus>) -> String {
             let core = if core_dumped { ", core dumped" } else { "" };
             format!("ended by {name}{core}")
         }
+        Some(ExitStatus::OutOfMemory) => {
+            "ended by SIGKILL of the kernel's OOM killer: its cgroup was out of memory".to_owned()
+        }
         None => "is gone".to_owned(),
     }
 }

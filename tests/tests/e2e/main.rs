@@ -29,6 +29,7 @@ mod roles;
 mod sidecar;
 mod sidecar_clients;
 mod sidecar_config;
+mod stuck;
 mod systemd;
 mod through;
 mod tiers;

@@ -159,6 +159,11 @@ impl ExitStatus {
         }
     }
 
+    /// This signal ended it.
+    pub const fn is_by(self, signal: u8) -> bool {
+        matches!(self, Self::Signal { number, .. } if number == signal)
+    }
+
     /// The name of a signal that usually ends servers, by its number on all of
     /// Linux's architectures but alpha, mips, parisc and sparc for the last few.
     pub const fn signal_name(number: u8) -> Option<&'static str> {

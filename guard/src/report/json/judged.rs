@@ -78,10 +78,18 @@ pub(super) fn rival(rival: &Rival) -> RivalBody {
 
 pub(super) fn how(status: Option<ExitStatus>) -> How {
     match status {
-        Some(ExitStatus::Code(code)) => How { exit_code: Some(code), signal: None, core_dumped: None },
-        Some(ExitStatus::Signal { number, core_dumped }) => {
-            How { exit_code: None, signal: Some(number), core_dumped: Some(core_dumped) }
+        Some(ExitStatus::Code(code)) => {
+            How { exit_code: Some(code), signal: None, core_dumped: None, out_of_memory: false }
         }
-        None => How { exit_code: None, signal: None, core_dumped: None },
+        Some(ExitStatus::Signal { number, core_dumped }) => How {
+            exit_code: None,
+            signal: Some(number),
+            core_dumped: Some(core_dumped),
+            out_of_memory: false,
+        },
+        Some(ExitStatus::OutOfMemory) => {
+            How { exit_code: None, signal: Some(9), core_dumped: Some(false), out_of_memory: true }
+        }
+        None => How { exit_code: None, signal: None, core_dumped: None, out_of_memory: false },
     }
 }

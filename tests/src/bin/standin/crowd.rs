@@ -1,6 +1,6 @@
 //! The stand-in's children, threads and memory.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{ForkResult, fork};
 
 use crate::options::{Options, Size};
+use crate::sockets::Bound;
 
 /// Which side of the forks this process is on.
 pub(crate) enum Role {
@@ -86,5 +87,27 @@ pub(crate) fn leave_as_leader() -> ! {
     unsafe { nix::libc::syscall(nix::libc::SYS_exit, 0) };
     loop {
         std::thread::park_timeout(Duration::MAX);
+    }
+}
+
+/// Sleeps in the kernel as the caller of `vfork()` does until its child has exited or become another
+/// program: in D state, and only a fatal signal ends it. The child keeps none of the listeners.
+pub(crate) fn wait_as_vfork_does(listeners: Vec<Bound>) {
+    let flags = nix::libc::CLONE_VFORK | nix::libc::SIGCHLD;
+    // SAFETY: without CLONE_VM and a stack this is fork(): the child has its own memory, and makes
+    // only system calls.
+    let answer = unsafe { nix::libc::syscall(nix::libc::SYS_clone, flags, 0, 0, 0, 0) };
+    if answer != 0 {
+        return;
+    }
+    // SAFETY: no pointer is passed; the descriptors are closed here only, in the child's own table.
+    unsafe {
+        nix::libc::prctl(nix::libc::PR_SET_PDEATHSIG, nix::libc::SIGKILL);
+        for listener in &listeners {
+            nix::libc::close(listener.fd.as_raw_fd());
+        }
+        loop {
+            nix::libc::pause();
+        }
     }
 }

@@ -127,6 +127,10 @@ fn play(options: &Options) -> Result<ExitCode> {
     if options.orphan || options.exit_when_ready {
         return Ok(ExitCode::SUCCESS);
     }
+    if options.vfork {
+        crowd::wait_as_vfork_does(listeners);
+        return Ok(ExitCode::SUCCESS);
+    }
     if options.leader_exits {
         crowd::leave_as_leader();
     }

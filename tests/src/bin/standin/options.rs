@@ -37,7 +37,8 @@ pub(crate) struct Options {
     /// Accept connections and keep them; otherwise they stay in the accept queue.
     #[arg(long)]
     pub(crate) accept: bool,
-    /// What SIGTERM leads to: exit, ignore, hang, close-hang, delay=300ms, close-then=300ms, successor.
+    /// What SIGTERM leads to: exit, ignore, hang, close-hang, delay=300ms, close-then=300ms, successor,
+    /// grow=500 (MiB).
     #[arg(long, default_value = "exit")]
     pub(crate) on_term: OnTerm,
     /// Fork this many children that share the listeners.
@@ -98,6 +99,9 @@ pub(crate) struct Options {
     /// Move to a network namespace of its own once the listeners are bound.
     #[arg(long)]
     pub(crate) move_away: bool,
+    /// Wait in the kernel, in D state, for a child that never exits and has no socket: what vfork() does.
+    #[arg(long)]
+    pub(crate) vfork: bool,
     /// Start the same command line again, without this flag, whenever it ends.
     #[arg(long)]
     pub(crate) supervise: bool,
@@ -135,12 +139,17 @@ pub(crate) enum OnTerm {
     CloseThen(Duration),
     /// Close the listeners, start a detached successor that binds them, exit.
     Successor,
+    /// Use more and more memory, up to this many MiB.
+    Grow(u32),
 }
 
 impl FromStr for OnTerm {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(most) = text.strip_prefix("grow=") {
+            return most.parse().map(Self::Grow).map_err(|_| format!("not a number of MiB: {text}"));
+        }
         let (word, span) = match text.split_once('=') {
             Some((word, span)) => (word, Some(humantime::parse_duration(span).map_err(|e| e.to_string())?)),
             None => (text, None),

@@ -12,7 +12,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde_json::json;
 
-use crate::options::OnTerm;
+use crate::crowd;
+use crate::options::{OnTerm, Size};
 use crate::say;
 use crate::sockets::{self, Bound, Held};
 
@@ -77,6 +78,7 @@ pub(crate) fn until_told(
                 listeners.clear();
                 end = end.or(Some(Instant::now() + span));
             }
+            OnTerm::Grow(most) => crowd::touch_memory(Size((most as usize) << 20)).context("grow")?,
             OnTerm::Successor => {
                 listeners.clear();
                 start_successor()?;

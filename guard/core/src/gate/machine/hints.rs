@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{CONNECTION_PACE, Gate};
 use crate::gate::assessment::worst_conflict;
 use crate::gate::{Goal, Hint};
-use crate::model::{ExitStatus, Instant, ProcessId, Socket, TcpState};
+use crate::model::{ExitStatus, Instant, ProcessId, Signal, Socket, TcpState};
 use crate::timeline::Entry;
 
 impl Gate {
@@ -105,8 +105,18 @@ impl Gate {
     }
 
     pub(super) fn owner_gone(&mut self, process: ProcessId, status: Option<ExitStatus>, now: Instant) {
-        let status = status.or_else(|| self.exit_statuses.remove(&process));
+        let told = self.exit_statuses.remove(&process);
         let answered = self.escalation.since_last_signal(process, now);
+        let status = match (status, told) {
+            // Its cgroup had a victim, and this was another one; or SIGKILL was ours.
+            (Some(ExitStatus::OutOfMemory), Some(told)) if !told.is_by(9) => Some(told),
+            (Some(ExitStatus::OutOfMemory), told)
+                if answered.is_some_and(|(last, _)| last == Signal::Kill) =>
+            {
+                told
+            }
+            (status, told) => status.or(told),
+        };
         self.timeline.record(now, Entry::Gone { process, status, answered });
         self.escalation.finish(process);
         // The proof that opens must be younger than the last condition.
