@@ -14,7 +14,8 @@ use crate::model::{BindOutcome, BindSpec, Socket, TcpState};
 pub enum Expected {
     /// Nobody is in its way.
     Success,
-    /// Somebody is in its way unless both set `SO_REUSEADDR`, which is not to be seen.
+    /// Somebody is in its way unless both set `SO_REUSEADDR`, which is not to be seen; or, with
+    /// nobody in its way, somebody may be whom the table does not show.
     Unclear,
     /// `EADDRINUSE`.
     Failure,
@@ -32,6 +33,8 @@ pub struct Prospect {
     pub blockers: BTreeMap<TcpState, usize>,
     /// When all of them will have gone by themselves, counted from the look.
     pub clears: Option<Duration>,
+    /// A bind probe said so.
+    pub proven: bool,
 }
 
 impl Prospect {
@@ -53,7 +56,15 @@ impl Prospect {
             expiries.push(socket.expires);
         }
         let clears = expiries.into_iter().collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().max());
-        Self { spec, expected, blockers, clears }
+        Self { spec, expected, blockers, clears, proven: false }
+    }
+
+    /// The table it was read off shows no sockets that are bound and do not listen: nobody to be
+    /// seen is no reason to expect success.
+    pub fn doubt_what_is_not_listed(&mut self) {
+        if !self.proven && self.expected == Expected::Success {
+            self.expected = Expected::Unclear;
+        }
     }
 
     /// Takes in what the kernel said to a probe. It is the truth about its own
@@ -65,8 +76,12 @@ impl Prospect {
                 self.expected = Expected::Success;
                 self.blockers.clear();
                 self.clears = None;
+                self.proven = true;
             }
-            BindOutcome::InUse if ours <= theirs => self.expected = Expected::Failure,
+            BindOutcome::InUse if ours <= theirs => {
+                self.expected = Expected::Failure;
+                self.proven = true;
+            }
             _ => {}
         }
     }
@@ -152,6 +167,17 @@ mod tests {
         let [reusing, strict] = prospects(&endpoint(), &sockets);
         assert_eq!(counts(&reusing), [(TcpState::Listen, 1)]);
         assert_eq!(counts(&strict), [(TcpState::TimeWait, 1), (TcpState::Listen, 1)]);
+    }
+
+    /// Before Linux 6.8 the table shows no bound-only sockets.
+    #[test]
+    fn a_strict_bind_is_not_foretold_to_succeed_where_its_blocker_would_not_be_listed() {
+        let probed = settled(prospects(&endpoint(), &[]), &endpoint(), &BindOutcome::Bindable);
+        let [reusing, strict] = probed.map(|mut prospect| {
+            prospect.doubt_what_is_not_listed();
+            prospect.expected
+        });
+        assert_eq!((reusing, strict), (Expected::Success, Expected::Unclear));
     }
 
     #[test]

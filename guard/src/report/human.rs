@@ -72,7 +72,7 @@ impl<W: Write> Human<W> {
     /// not be ended.
     pub fn looked(&mut self, gate: &Gate, tier: Tier, shortfall: Option<&str>) {
         let verdicts = gate.verdicts();
-        let prospects = gate.prospects();
+        let prospects = words::prospects(gate);
         for (index, (spec, verdict)) in gate.plan().endpoints.iter().zip(&verdicts).enumerate() {
             let endpoint = words::endpoint(spec);
             match verdict {

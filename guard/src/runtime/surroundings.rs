@@ -2,6 +2,7 @@
 //! Asked in the guarded network namespace.
 
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 
 use guard_core::inquiry::{Elsewhere, Inquiry, Others, TableSource};
 use guard_core::model::{NetnsInode, Port, SocketInode, Tgid, Unseen};
@@ -34,6 +35,12 @@ pub fn lives_elsewhere(process: Tgid) -> Option<NetnsInode> {
             None
         }
     }
+}
+
+/// The socket table shows sockets that are bound and do not listen (Linux 6.8). In doubt it does not.
+pub fn lists_bound_only() -> bool {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    *KNOWN.get_or_init(|| table().lists_bound_only())
 }
 
 /// What was checked, and what else is to be found, when the kernel says that

@@ -36,7 +36,7 @@ pub(super) fn snapshot(
         }
         Verdict::Busy { .. } | Verdict::Free => (None, None),
     };
-    let prospects = gate.prospects();
+    let prospects = words::prospects(gate);
     let endpoints = gate
         .plan()
         .endpoints
