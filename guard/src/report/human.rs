@@ -5,10 +5,12 @@ use std::io::Write;
 
 use guard_core::gate::{Decision, Gate, Goal, Hint, JudgedHolder, Outcome};
 use guard_core::model::{BindOutcome, Instant, ProcessId, Signal, Verdict};
+use guard_core::policy::Judgement;
 use guard_core::prospect::Expected;
 use guard_core::restart::Ahead;
 use guard_core::timeline::Entry;
 
+use super::advice;
 use super::notes::Note;
 use super::words::{self, Context, span};
 use crate::runtime::Sink;
@@ -32,12 +34,14 @@ pub struct Human<W> {
     judges: bool,
     /// The holders that were shown last: they are not shown twice.
     shown: Vec<JudgedHolder>,
+    /// The owners whose judgement was shown with them.
+    told: Vec<(ProcessId, Judgement)>,
 }
 
 impl<W: Write> Human<W> {
     /// Lines about `context` to `out`.
     pub const fn new(context: Context, out: W, verbose: bool) -> Self {
-        Self { context, out, began: None, verbose, judges: true, shown: Vec::new() }
+        Self { context, out, began: None, verbose, judges: true, shown: Vec::new(), told: Vec::new() }
     }
 
     /// One line.
@@ -120,6 +124,7 @@ impl<W: Write> Human<W> {
             return;
         }
         self.shown = holders.to_vec();
+        self.told.clear();
         let (mut lingering, mut claims): (Vec<_>, Vec<_>) =
             holders.iter().partition(|judged| judged.lingers());
         if busy && claims.is_empty() {
@@ -134,6 +139,7 @@ impl<W: Write> Human<W> {
                 self.line(&format!("    {}", words::process(owner.id, owner.process.as_ref())));
                 if self.judges {
                     self.line(&format!("      {}", words::judgement(&owner.judgement)));
+                    self.told.push((owner.id, owner.judgement.clone()));
                 }
             }
             if let Some(nobody) = words::nobody(judged) {
@@ -160,12 +166,13 @@ impl<W: Write> Human<W> {
             }
         }
         if let Decision::Refuse(refused) = decision {
-            for (id, why) in refused {
-                self.line(&format!("  pid {id} is {}", words::judgement(why)));
-            }
+            self.refused(refused);
         }
         let line = match decision {
-            Decision::Wait => format!("{command} would signal nobody and wait for the port"),
+            Decision::Wait => {
+                let why = advice::of_waiting(gate).map(|why| format!(": {why}")).unwrap_or_default();
+                format!("{command} would signal nobody and wait for the port{why}")
+            }
             Decision::End(stale) => format!(
                 "{command} would send SIGTERM to {}, and SIGKILL {} later to whoever is left",
                 pids(stale.iter().map(|(id, _)| id)),
@@ -189,6 +196,23 @@ impl<W: Write> Human<W> {
             }
         };
         self.line(&line);
+        if let Decision::Refuse(refused) = decision
+            && let Some(way_out) = advice::of_refusal(refused)
+        {
+            self.line(&format!("  {way_out}"));
+        }
+    }
+
+    /// Those who may not be ended, unless that was just said of them as owners.
+    fn refused(&mut self, refused: &[(ProcessId, Judgement)]) {
+        let unsaid: Vec<String> = refused
+            .iter()
+            .filter(|refused| !self.told.contains(refused))
+            .map(|(id, why)| format!("  pid {id} is {}", words::judgement(why)))
+            .collect();
+        for line in unsaid {
+            self.line(&line);
+        }
     }
 
     /// How a run ended, in one or a few lines.
@@ -222,6 +246,11 @@ impl<W: Write> Human<W> {
                         if looked { NOBODY } else { "there was no time to look who holds it" }
                     ));
                 }
+                if pending.is_empty()
+                    && let Some(why) = advice::of_waiting(gate)
+                {
+                    self.line(&format!("  {why}"));
+                }
                 if !pending.is_empty() {
                     self.line(&format!("  sent SIGTERM and still alive: {}", pids(pending.iter())));
                     if gate.plan().budgets.total.is_some_and(|total| total <= gate.plan().budgets.drain) {
@@ -244,8 +273,9 @@ impl<W: Write> Human<W> {
                 self.line(&format!(
                     "refused: {endpoints} is held by a process that may not be ended{nobody}"
                 ));
-                for (id, why) in refused {
-                    self.line(&format!("  pid {id} is {}", words::judgement(why)));
+                self.refused(refused);
+                if let Some(way_out) = advice::of_refusal(refused) {
+                    self.line(&format!("  {way_out}"));
                 }
                 let pending = gate.pending();
                 if !pending.is_empty() {
@@ -304,8 +334,9 @@ impl<W: Write> Human<W> {
                 self.line(
                     "refused: the port is held by a process that may not be ended; the unit was not stopped",
                 );
-                for (id, why) in refused {
-                    self.line(&format!("  pid {id} is {}", words::judgement(why)));
+                self.refused(refused);
+                if let Some(way_out) = advice::of_refusal(refused) {
+                    self.line(&format!("  {way_out}"));
                 }
             }
             Ahead::NotPermitted(processes) => self.line(&format!(

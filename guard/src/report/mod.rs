@@ -1,5 +1,6 @@
 //! What a run says: human lines, JSON lines, the timeline.
 
+mod advice;
 mod exit;
 mod human;
 mod json;

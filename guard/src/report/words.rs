@@ -321,7 +321,7 @@ pub(super) fn prospect(prospect: &Prospect) -> String {
 }
 
 /// Rounded up: an expiry must not be awaited too short.
-fn whole_seconds(span: Duration) -> String {
+pub(super) fn whole_seconds(span: Duration) -> String {
     let seconds = span.as_secs() + u64::from(span.subsec_nanos() > 0);
     format!("{seconds} s")
 }

@@ -11,6 +11,8 @@ each_tier!(
     reserved_port_needs_no_advice,
     port_outside_of_the_range_needs_no_advice,
     advice_for_a_person,
+    a_refusal_for_a_person,
+    a_wait_for_a_person,
     nobody_visible,
     listener_in_another_namespace_is_a_hint,
     owner_in_another_namespace_is_told,
@@ -120,6 +122,36 @@ fn advice_for_a_person(world: &World) {
     ] {
         assert!(finished.others.iter().any(|line| line.contains(&part)), "{part}\n{finished}");
     }
+}
+
+/// Each owner and its reason once, then what to do.
+fn a_refusal_for_a_person(world: &World) {
+    let port = world.port();
+    let tunnel = world.standin("--tag tunnel").listen(HERE, port).start();
+    let tier = world.tier.name();
+    let port = port.to_string();
+    let free = ["free", "--match", "gateway", "--address", HERE, "--tier", tier, "--port", &port];
+    for dry_run in [&["--dry-run"][..], &[]] {
+        let finished = Portguard::bare(&free).args(dry_run).run().expect(4);
+        let lines = |part: &str| finished.others.iter().filter(|line| line.contains(part)).count();
+        assert_eq!(lines("foreign: neither comm, exe nor argv matches /gateway/"), 1, "{finished}");
+        assert_eq!(lines("what to do: if that is the service"), 1, "{finished}");
+    }
+    assert!(tunnel.all_alive() && !tunnel.termed());
+}
+
+/// What a wait is for, and how long it will last at most.
+fn a_wait_for_a_person(world: &World) {
+    let port = world.port();
+    let mut gone = world
+        .standin("--strict --leave time-wait --close-listeners --exit-when-ready")
+        .listen(HERE, port)
+        .start();
+    gone.child.wait(guard_tests::DEADLINE);
+    let finished = person(world, port).run().expect(1);
+    let told = |part: &str| finished.others.iter().any(|line| line.contains(part));
+    assert!(told("it expires in ") && told("--timeout must be longer than that"), "{finished}");
+    assert!(told("--evict destroys it as the last resort"), "{finished}");
 }
 
 fn status_without_netlink(world: &World, port: u16) -> Finished {
