@@ -204,7 +204,9 @@ pub(super) fn judge_again(
     let Some(first) = first.filter(|_| recognised && !by_itself.is_for_want_of_evidence()) else {
         return by_itself;
     };
-    let moved = |then: &&Process| then.cgroup != process.cgroup && in_other_hands(process, then);
+    // Of a dead one the kernel shows another cgroup, too: the root, or one that is "(deleted)".
+    let lives = process.exe != Seen::Absent;
+    let moved = |then: &&Process| lives && then.cgroup != process.cgroup && in_other_hands(process, then);
     if let Some(then) = first.process.as_ref().filter(moved) {
         let path = |process: &Process| process.cgroup.clone().unwrap_or_else(|| "(none)".to_owned());
         let reasons = vec![Reason::Moved { from: path(then), to: path(process) }];
@@ -259,6 +261,28 @@ mod tests {
         ] {
             assert_eq!(own_cgroup(&at(path)), own, "{path}");
         }
+    }
+
+    #[test]
+    fn a_dead_process_whose_cgroup_is_gone_has_not_moved() {
+        let plan = crate::gate::toy::plan(Vec::new());
+        let exe = Seen::Known("/usr/bin/openclaw".to_owned());
+        let then = Process { exe, ..at("/system.slice/x.service") };
+        let reasons = vec![Reason::AnyOwner];
+        let judgement = Judgement { class: Class::Stale, reasons };
+        let first = First { judgement, process: Some(then.clone()) };
+        let moved = |now: &Process| {
+            let judgement = judge_again(&plan, now, Some(&first), &[now.id].into());
+            matches!(judgement.reasons[..], [Reason::Moved { .. }])
+        };
+        let there = "/system.slice/y.service".to_owned();
+        assert!(moved(&Process { cgroup: Some(there), ..then.clone() }));
+        assert!(!moved(&then));
+        let mut rules = crate::gate::toy::plan(Vec::new());
+        rules.rules.any_owner = true;
+        let dead = at("/system.slice/x.service (deleted)");
+        let judgement = judge_again(&rules, &dead, Some(&first), &[dead.id].into());
+        assert_eq!(judgement.class, Class::Stale);
     }
 
     #[test]
