@@ -204,9 +204,10 @@ pub(super) fn judge_again(
     let Some(first) = first.filter(|_| recognised && !by_itself.is_for_want_of_evidence()) else {
         return by_itself;
     };
-    // Of a dead one the kernel shows another cgroup, too: the root, or one that is "(deleted)".
-    let lives = process.exe != Seen::Absent;
-    let moved = |then: &&Process| lives && then.cgroup != process.cgroup && in_other_hands(process, then);
+    // Of a dead one the kernel shows another cgroup, too: the root, or one that is "(deleted)". Never another unit's.
+    let deleted = process.cgroup.as_ref().is_some_and(|path| path.ends_with(" (deleted)"));
+    let told = process.exe != Seen::Absent || (process.unit().is_some() && !deleted);
+    let moved = |then: &&Process| told && then.cgroup != process.cgroup && in_other_hands(process, then);
     if let Some(then) = first.process.as_ref().filter(moved) {
         let path = |process: &Process| process.cgroup.clone().unwrap_or_else(|| "(none)".to_owned());
         let reasons = vec![Reason::Moved { from: path(then), to: path(process) }];
