@@ -167,7 +167,7 @@ impl Total {
     }
 
     /// Prints everything; the last line is the sum.
-    pub(crate) fn report(self, strict: bool) -> ExitCode {
+    pub(crate) fn report(self, strict: bool, if_available: bool) -> ExitCode {
         let skips: BTreeSet<Skip> = self.skips.union(&self.excused).cloned().collect();
         let counts = Counts::of(&self.outcome, &skips);
         let missing = self.missing.len();
@@ -190,7 +190,8 @@ impl Total {
             println!("failed: {failed}");
         }
         let skipped = counts.skipped + missing;
-        let refused = strict && skipped > self.excused.len();
+        let excused = self.excused.len() + if if_available { missing } else { 0 };
+        let refused = strict && skipped > excused;
         if refused {
             println!("strict: what is not tested, and is not in {}, is a failure", exceptions::PAGE);
         }
