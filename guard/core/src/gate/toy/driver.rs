@@ -12,6 +12,7 @@ use super::{BEGIN, ms};
 use crate::conflict::{Conflict, conflict};
 use crate::gate::{Action, EvictionFailure, Fact, Gate, Goal, Hint, Outcome, Plan, Reach, SignalFailure};
 use crate::model::{BindOutcome, Instant, Owners, ProcessId, Signal, Snapshot, Socket, StartTime};
+use crate::timeline::Entry;
 
 /// More steps than any run needs: a run that takes more spins.
 const MOST_STEPS: usize = 50_000;
@@ -355,6 +356,7 @@ impl Driver {
         assert!(plan.evict && plan.goal == Goal::Free, "nobody asked for an eviction");
         assert!(
             self.sent.iter().all(|sent| self.gone.contains_key(&sent.process)
+                || self.is_spared(sent.process)
                 || self.kernel.process(sent.process).is_none_or(|proc| proc.role != Role::Service)),
             "an eviction before everybody who is being ended is gone"
         );
@@ -545,6 +547,12 @@ impl Driver {
         }
     }
 
+    /// It became somebody else's after SIGTERM: nobody waits for it, not even once it has died.
+    fn is_spared(&self, wanted: ProcessId) -> bool {
+        let entries = self.gate.timeline().entries().iter();
+        entries.rev().any(|(_, entry)| matches!(entry, Entry::Spared { process, .. } if *process == wanted))
+    }
+
     fn check_opening(&self) {
         let Some(Outcome::Opened(proof)) = self.gate.outcome() else { return };
         let plan = self.gate.plan();
@@ -563,7 +571,10 @@ impl Driver {
                 });
                 assert!(stays.is_none(), "opened while {:?} is alive", sent.process);
                 let gone = self.gone.get(&sent.process);
-                assert!(gone.is_none_or(|gone| *gone <= proof.probed), "the proof is older than an end");
+                assert!(
+                    self.is_spared(sent.process) || gone.is_none_or(|gone| *gone <= proof.probed),
+                    "the proof is older than an end"
+                );
             }
         }
     }
