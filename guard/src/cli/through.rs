@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args};
-use guard_core::model::BindSpec;
+use guard_core::model::{BindOutcome, BindSpec};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -17,7 +17,7 @@ use crate::client::look::Look;
 use crate::client::through::{Door, Followed, NotBegun, Restart, Served, Unfit, Waited};
 use crate::report::notes;
 use crate::report::span;
-use crate::runtime::now;
+use crate::runtime::{now, probe};
 use crate::sidecar::config::SOCKET;
 
 /// A shorter wait is not worth asking for.
@@ -155,6 +155,10 @@ pub(super) async fn gate(
         }
     };
     match waited {
+        Waited::Opened { .. } if probe(endpoints).contains(&BindOutcome::InUse) => {
+            complain("the sidecar's gate is open and the port is in use; going on without the sidecar");
+            Gated::Left(timeout.saturating_sub(now().since(through.began)).max(SHORTEST))
+        }
         Waited::Opened { probed, release_latency } => {
             output.through_opened(&through, &names, specs(endpoints), probed, release_latency);
             Gated::Ended(Exit::Done)

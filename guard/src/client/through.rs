@@ -20,6 +20,9 @@ const ANSWER: Duration = Duration::from_millis(500);
 /// How long it may take for an answer to a request that has a deadline of its own.
 const GRACE: Duration = Duration::from_millis(300);
 
+/// How long it may take until a restart is accepted: then it is not known whether it was.
+const ACCEPTED: Duration = Duration::from_secs(5);
+
 /// How long it may take for a look: longer than it waits for one itself.
 const LOOK: Duration = Duration::from_millis(2500);
 
@@ -205,13 +208,18 @@ impl Served {
         // The stream comes first: no event of the run is missed.
         let stream = async { Connection::open(&self.socket).await?.events_of(&name).await };
         let events = within(ANSWER, stream).await.map_err(|error| NotBegun::NotAsked(error.to_string()))?;
-        match self.connection.post(&format!("/v1/services/{name}/restart")).await {
+        let target = format!("/v1/services/{name}/restart");
+        match within(ACCEPTED, self.connection.post(&target)).await {
             Ok(RestartAccepted { run, joined, .. }) => {
                 Ok(Restart { run, joined, socket: self.socket, events, began: false })
             }
-            Err(ClientError::Refused { code: 403, message, .. }) => Err(NotBegun::Forbidden(message)),
-            Err(ClientError::Refused { code: 409, message, .. }) => Err(NotBegun::NoRestart(message)),
-            Err(ClientError::Refused { message, .. }) => Err(NotBegun::NotAsked(message)),
+            Err(Unfit::Client(ClientError::Refused { code: 403, message, .. })) => {
+                Err(NotBegun::Forbidden(message))
+            }
+            Err(Unfit::Client(ClientError::Refused { code: 409, message, .. })) => {
+                Err(NotBegun::NoRestart(message))
+            }
+            Err(Unfit::Client(ClientError::Refused { message, .. })) => Err(NotBegun::NotAsked(message)),
             Err(error) => Err(NotBegun::Unknown(error.to_string())),
         }
     }

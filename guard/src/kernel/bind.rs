@@ -46,7 +46,7 @@ pub struct Prober {
     ready: Vec<(BindSpec, OwnedFd)>,
 }
 
-/// More than one run has endpoints. What is beyond is made when it is needed.
+/// More than one run has endpoints. What is beyond drives out what was kept for longest.
 const MOST_READY: usize = 16;
 
 impl Prober {
@@ -63,7 +63,7 @@ impl Prober {
         for spec in specs {
             held.retain(|(other, _)| !exclude_each_other(spec, other));
             let socket = match self.ready.iter().position(|(ready, _)| ready == spec) {
-                Some(index) => Ok(self.ready.swap_remove(index).1),
+                Some(index) => Ok(self.ready.remove(index).1),
                 None => prepared(spec),
             };
             let outcome = match socket {
@@ -101,9 +101,10 @@ impl Prober {
     }
 
     fn keep(&mut self, spec: BindSpec, socket: OwnedFd) {
-        if self.ready.len() < MOST_READY {
-            self.ready.push((spec, socket));
+        if self.ready.len() >= MOST_READY {
+            self.ready.remove(0);
         }
+        self.ready.push((spec, socket));
     }
 }
 

@@ -12,6 +12,7 @@ use tracing::warn;
 
 use super::pidfd::{PidFd, PidFdError};
 use super::procfs;
+use super::stop_signals::Deferred;
 
 /// Since Linux 5.2.
 const FREEZE: &str = "cgroup.freeze";
@@ -72,7 +73,7 @@ pub enum CgroupError {
 }
 
 /// Sends SIGKILL to everybody in the cgroup and below it, if `members` are all
-/// there is in it. Since Linux 5.2.
+/// there is in it, and says who that was. Whoever of them has left it is in other hands, and not signalled. Since Linux 5.2.
 ///
 /// The cgroup is frozen meanwhile: nobody in it can start a process between the
 /// last look and the signals. Those go through pidfds and not through
@@ -84,7 +85,7 @@ pub enum CgroupError {
 ///
 /// See [`CgroupError`]; then nobody was signalled, but for
 /// [`CgroupError::Signal`], which tells who was not.
-pub fn kill(cgroup: &str, members: &[ProcessId]) -> Result<(), CgroupError> {
+pub fn kill(cgroup: &str, members: &[ProcessId]) -> Result<Vec<ProcessId>, CgroupError> {
     kill_frozen(cgroup, members, |_| ())
 }
 
@@ -93,7 +94,7 @@ fn kill_frozen(
     cgroup: &str,
     members: &[ProcessId],
     once_frozen: impl FnOnce(&Path),
-) -> Result<(), CgroupError> {
+) -> Result<Vec<ProcessId>, CgroupError> {
     let not_there = || CgroupError::NotThere { path: cgroup.to_owned() };
     let folder = mount_point().ok_or_else(not_there)?.join(cgroup.trim_start_matches('/'));
     if cgroup.len() < 2 || !folder.join("cgroup.procs").is_file() {
@@ -104,30 +105,33 @@ fn kill_frozen(
     }
     // Strangers are not even frozen; portguard itself would never thaw.
     only(members, cgroup, &folder)?;
+    // Nobody would thaw it for a portguard that is ended meanwhile.
+    let _deferred = Deferred::begin();
     let _frozen = Frozen::freeze(cgroup, &folder)?;
     once_frozen(&folder);
-    only(members, cgroup, &folder)?;
+    let there = only(members, cgroup, &folder)?;
     let mut pidfds = Vec::new();
-    for &member in members {
+    for &member in members.iter().filter(|member| there.contains(&member.tgid)) {
         match PidFd::open(member) {
-            Ok(pidfd) => pidfds.push(pidfd),
+            Ok(pidfd) => pidfds.push((member, pidfd)),
             // It had ended before it could be frozen.
             Err(PidFdError::Gone(_) | PidFdError::IdentityChanged { .. }) => {}
             Err(source) => return Err(CgroupError::Signal { path: cgroup.to_owned(), source }),
         }
     }
-    for pidfd in &pidfds {
+    for (_, pidfd) in &pidfds {
         match pidfd.signal(Signal::Kill) {
             Ok(()) | Err(PidFdError::Gone(_)) => {}
             Err(source) => return Err(CgroupError::Signal { path: cgroup.to_owned(), source }),
         }
     }
-    Ok(())
+    Ok(pidfds.into_iter().map(|(member, _)| member).collect())
 }
 
-/// Fails when anybody else than `members` is in the cgroup.
-fn only(members: &[ProcessId], cgroup: &str, folder: &Path) -> Result<(), CgroupError> {
-    for tgid in members_of(folder)? {
+/// Who is in the cgroup; fails when that is anybody else than `members`.
+fn only(members: &[ProcessId], cgroup: &str, folder: &Path) -> Result<BTreeSet<Tgid>, CgroupError> {
+    let there = members_of(folder)?;
+    for &tgid in &there {
         let known = members.iter().any(|member| {
             member.tgid == tgid && procfs::start_time(tgid).ok().flatten() == Some(member.start)
         });
@@ -135,7 +139,7 @@ fn only(members: &[ProcessId], cgroup: &str, folder: &Path) -> Result<(), Cgroup
             return Err(CgroupError::OthersToo { path: cgroup.to_owned(), newcomer: tgid });
         }
     }
-    Ok(())
+    Ok(there)
 }
 
 /// A frozen cgroup; it is thawed when this is dropped, unless somebody else had frozen it.

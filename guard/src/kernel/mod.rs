@@ -26,6 +26,7 @@ pub mod procfs;
 pub mod remedies;
 pub mod scheduling;
 pub mod sock_diag;
+mod stop_signals;
 pub mod unix_socket;
 
 #[cfg(test)]

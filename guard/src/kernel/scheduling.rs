@@ -33,7 +33,7 @@ impl Urgent {
     pub fn begin() -> io::Result<Option<Self>> {
         // SAFETY: it takes no pointer.
         let policy = unsafe { libc::sched_getscheduler(0) };
-        if Errno::result(policy)? != libc::SCHED_OTHER {
+        if Errno::result(policy)? & !libc::SCHED_RESET_ON_FORK != libc::SCHED_OTHER {
             return Ok(None);
         }
         set(libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, PRIORITY)?;

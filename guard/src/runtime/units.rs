@@ -172,6 +172,10 @@ async fn run(errand: Errand) {
                             job = Some(asked);
                             continue;
                         }
+                        // It may still be done.
+                        Err(error @ (SystemdError::Late { .. } | SystemdError::Lost { .. })) => {
+                            Told::Lost(format!("{error}; whether it will do what it was asked for is not known"))
+                        }
                         Err(error) => Told::JobRefused(error),
                     },
                     Some(Wish::ResetFailed) => {

@@ -59,6 +59,20 @@ fn everybody_in_a_frozen_cgroup_dies_of_sigkill() {
     drop(members);
 }
 
+/// It is in other hands now, and was not even frozen.
+#[test]
+fn whoever_has_left_the_cgroup_is_not_signalled() {
+    let Some(own) = Own::new("whoever_has_left_the_cgroup_is_not_signalled") else { return };
+    let alone = alone();
+    let (member, left) = (Sleeper::fork(&alone), Sleeper::fork(&alone));
+    own.take_in(&member);
+    let killed = kill(&own.path, &[member.id(), left.id()]).unwrap();
+    assert_eq!(killed, [member.id()]);
+    eventually("its end", || is_dead(&member).then_some(()));
+    assert!(!is_dead(&left));
+    drop((member, left));
+}
+
 /// Between the look and the signals: `cgroup.kill` would end it too.
 #[test]
 fn whoever_is_moved_in_at_the_last_moment_saves_everybody() {

@@ -45,7 +45,10 @@ impl<W: Witness> Engine<W> {
     }
 
     fn under_way(&self, service: &str, kind: Kind) -> Option<RunNumber> {
-        let wanted = |run: &&Run| &*run.info.service.name == service && run.info.kind == kind;
+        // A gate that began before a reload may be for other endpoints.
+        let endpoints = self.services.get(service).map(|standing| &standing.service.endpoints);
+        let same = |run: &Run| kind == Kind::Restart || Some(&run.info.service.endpoints) == endpoints;
+        let wanted = |run: &&Run| &*run.info.service.name == service && run.info.kind == kind && same(run);
         self.runs.values().find(wanted).map(|run| run.info.number)
     }
 
@@ -124,6 +127,9 @@ impl<W: Witness> Engine<W> {
             let name = Arc::clone(&service.name);
             let standing = match old.remove(&name) {
                 Some(mut standing) if standing.service.endpoints == service.endpoints => {
+                    if standing.service.unit() != service.unit() {
+                        standing.unit = None;
+                    }
                     standing.service = Arc::new(service);
                     standing.outdated = true;
                     standing
