@@ -9,7 +9,7 @@ use std::sync::mpsc as std_mpsc;
 use std::thread;
 
 use guard_core::gate::Fact;
-use guard_core::model::{Instant, Owners, Port, ProcessId, Snapshot, Socket, SocketInode, Unseen};
+use guard_core::model::{Instant, Owners, Port, ProcessId, Snapshot, Socket, SocketInode, TcpState, Unseen};
 use tokio::sync::mpsc;
 
 use super::learned::Learned;
@@ -54,7 +54,16 @@ pub fn read_table(ports: &[Port]) -> Result<Vec<Socket>, LookError> {
             },
         }
     }
+    sockets.retain(lasts);
     Ok(sockets)
+}
+
+/// A bound socket that is no file's any more is in the middle of its `close()`,
+/// which gives its port back at once: it was a probe, of this look's own run or
+/// of another guard. Nothing else takes the file from a socket that neither
+/// listens nor is connected.
+fn lasts(socket: &Socket) -> bool {
+    socket.state != TcpState::BoundInactive || socket.inode.is_some()
 }
 
 /// A full snapshot: the table, every owner, and the evidence on the owners and
@@ -183,5 +192,37 @@ impl Looker {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::kernel::bind::bind_all;
+    use crate::kernel::sandbox::{STRICT, bound, netns, spec};
+
+    /// `status` called a free port busy when it read the table while its own probe was being closed.
+    #[test]
+    fn a_probe_that_is_being_closed_is_no_holder() {
+        netns("a_probe_that_is_being_closed_is_no_holder", || {
+            let (socket, port) = bound("127.0.0.1", None, STRICT);
+            assert!(read_table(&[port]).unwrap().iter().all(|socket| socket.inode.is_some()));
+            drop(socket);
+            let stop = AtomicBool::new(false);
+            let left = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        bind_all(&[spec("127.0.0.1", port, STRICT)]);
+                    }
+                });
+                let closing = |_| read_table(&[port]).ok()?.into_iter().find(|socket| socket.inode.is_none());
+                let left = (0..5_000).find_map(closing);
+                stop.store(true, Ordering::Relaxed);
+                left
+            });
+            assert_eq!(left, None);
+        });
     }
 }
