@@ -15,7 +15,7 @@ use crate::model::{BindOutcome, Instant, Owners, ProcessId, Signal, Snapshot, So
 use crate::timeline::Entry;
 
 /// More steps than any run needs: a run that takes more spins.
-const MOST_STEPS: usize = 50_000;
+const MOST_STEPS: usize = 500_000;
 
 /// Something that reaches the caller, or a stage of what it is doing.
 #[derive(Debug)]
