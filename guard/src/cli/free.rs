@@ -1,14 +1,17 @@
 //! `portguard free`
 
+use std::ops::ControlFlow;
+
 use clap::Args;
 use guard_core::gate::{Decision, Gate};
-use guard_core::model::Verdict;
+use guard_core::model::{BindSpec, Verdict};
 
 use super::exit::Exit;
 use super::options::{self, EndingOptions, OutputOptions, RuleOptions, ServiceOptions, TierOptions};
 use super::output::Output;
 use super::units;
 use crate::report::{Context, overall};
+use crate::runtime::Session;
 
 /// Ends the stale holders and waits until the port is bindable.
 #[derive(Debug, Args)]
@@ -37,37 +40,49 @@ impl Free {
             drain: self.ending.drain(),
         };
         let mut output = Output::new(context, self.output.json, verbose, Box::new(std::io::stdout()));
-        // One request has one time, however often its port is looked at.
-        let mut requested = None;
-        let plan = options::plan_to_rehearse(endpoints.clone(), &self.rules, &self.ending, &session)?;
-        let asker = plan.asker.clone();
-        if let Some(foreseen) = units::foresee(&mut session, plan, &mut output).await? {
-            requested = Some(asker);
-            if !foreseen.supervised.is_empty() {
-                output.supervised(&foreseen.gate, &session, &foreseen.supervised);
-                return Ok(Exit::Refused);
-            }
-        }
-        if self.ending.dry_run {
-            let mut plan = options::plan_to_rehearse(endpoints, &self.rules, &self.ending, &session)?;
-            units::ask(&mut plan).await;
-            self.ending.respect(units::longest_stop_budget(&plan), &mut plan);
-            let gate = session.run(plan, &mut output).await?;
-            let exit = rehearsed(&gate);
-            output.looked(&gate, &session, exit);
-            return Ok(exit);
-        }
-        let mut plan = options::plan_to_free(endpoints, &self.rules, &self.ending, &session)?;
-        if let Some(asker) = requested {
-            plan.asker = asker;
-        }
-        units::ask(&mut plan).await;
-        self.ending.respect(units::longest_stop_budget(&plan), &mut plan);
-        let gate = session.run(plan, &mut output).await?;
+        let freed = free_ports(endpoints, &self.rules, &self.ending, &mut session, &mut output).await?;
+        let gate = match freed {
+            ControlFlow::Break(exit) => return Ok(exit),
+            ControlFlow::Continue(gate) => gate,
+        };
         let Some(outcome) = gate.outcome() else { return Ok(Exit::Unknown) };
         output.ended(&gate, &session, outcome);
         Ok(Exit::of_outcome(outcome))
     }
+}
+
+/// Ends the stale holders of these ports, or with `--dry-run` says whom that would reach.
+///
+/// Nobody is ended whom a service manager would start again at once. Breaks where the report has said all there is to
+/// say; else the run is over, and its end is the caller's to tell.
+pub(super) async fn free_ports(
+    endpoints: Vec<BindSpec>,
+    rules: &RuleOptions,
+    ending: &EndingOptions,
+    session: &mut Session,
+    output: &mut Output,
+) -> anyhow::Result<ControlFlow<Exit, Gate>> {
+    let plan = options::plan_to_rehearse(endpoints.clone(), rules, ending, session)?;
+    // One request has one time, however often its port is looked at.
+    let asker = plan.asker.clone();
+    if let Some(foreseen) = units::foresee(session, plan, output).await?
+        && !foreseen.supervised.is_empty()
+    {
+        output.supervised(&foreseen.gate, session, &foreseen.supervised);
+        return Ok(ControlFlow::Break(Exit::Refused));
+    }
+    let plan = if ending.dry_run { options::plan_to_rehearse } else { options::plan_to_free };
+    let mut plan = plan(endpoints, rules, ending, session)?;
+    plan.asker = asker;
+    units::ask(&mut plan).await;
+    ending.respect(units::longest_stop_budget(&plan), &mut plan);
+    let gate = session.run(plan, output).await?;
+    if !ending.dry_run {
+        return Ok(ControlFlow::Continue(gate));
+    }
+    let exit = rehearsed(&gate);
+    output.looked(&gate, session, exit);
+    Ok(ControlFlow::Break(exit))
 }
 
 /// How the run that was only rehearsed would begin: refused, unknown, or under

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::num::NonZeroU16;
+use std::ops::ControlFlow;
 use std::os::unix::process::ExitStatusExt;
 
 use anyhow::Context as _;
@@ -13,14 +14,13 @@ use guard_core::model::Instant;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::{Exit, UsageError};
-use super::free::rehearsed;
+use super::free::free_ports;
 use super::options::{self, BindOptions, EndingOptions, OutputOptions, TierOptions};
 use super::output::Output;
 use super::preset::PresetOptions;
 use super::restart_unit::UnitOptions;
 use super::rules::RuleOptions;
 use super::through::{self, Given, SidecarOptions};
-use super::units;
 use crate::report::Context;
 use crate::runtime::{Command, CommandError, Followed, Session, Tier, now, replace};
 
@@ -98,33 +98,11 @@ impl Restart {
             drain: self.ending.drain(),
         };
         let mut output = Output::new(context, self.output.json, verbose, Box::new(std::io::stderr()));
-        // One request has one time, however often its port is looked at.
-        let mut requested = None;
-        let plan = options::plan_to_rehearse(endpoints.clone(), &self.rules, &self.ending, &session)?;
-        let asker = plan.asker.clone();
-        if let Some(foreseen) = units::foresee(&mut session, plan, &mut output).await? {
-            requested = Some(asker);
-            if !foreseen.supervised.is_empty() {
-                output.supervised(&foreseen.gate, &session, &foreseen.supervised);
-                return Ok(Exit::Refused);
-            }
-        }
-        if self.ending.dry_run {
-            let mut plan = options::plan_to_rehearse(endpoints, &self.rules, &self.ending, &session)?;
-            units::ask(&mut plan).await;
-            self.ending.respect(units::longest_stop_budget(&plan), &mut plan);
-            let gate = session.run(plan, &mut output).await?;
-            let exit = rehearsed(&gate);
-            output.looked(&gate, &session, exit);
-            return Ok(exit);
-        }
-        let mut plan = options::plan_to_free(endpoints, &self.rules, &self.ending, &session)?;
-        if let Some(asker) = requested {
-            plan.asker = asker;
-        }
-        units::ask(&mut plan).await;
-        self.ending.respect(units::longest_stop_budget(&plan), &mut plan);
-        let gate = session.run(plan, &mut output).await?;
+        let freed = free_ports(endpoints, &self.rules, &self.ending, &mut session, &mut output).await?;
+        let gate = match freed {
+            ControlFlow::Break(exit) => return Ok(exit),
+            ControlFlow::Continue(gate) => gate,
+        };
         let Some(outcome @ Outcome::Opened(_)) = gate.outcome() else {
             let outcome = gate.outcome().context("the run ended without an outcome")?;
             if let Outcome::Respawned(_) = outcome {
