@@ -20,7 +20,8 @@ pub mod map {
         EVENTS = "EVENTS";
         /// Hash of [`WatchKey`](crate::WatchKey) to [`watch`](crate::watch) flags.
         WATCHED = "WATCHED";
-        /// Array of 64-bit words: the ports of `WATCHED` in any namespace, one bit each.
+        /// Array of 64-bit words: the ports of `WATCHED` in any namespace, one bit each. That of
+        /// port 0, which no socket keeps, says that the end of connections is reported for any.
         PORTS = "PORTS";
         /// Hash of socket addresses to [`Closing`](crate::Closing).
         CLOSING = "CLOSING";

@@ -38,6 +38,8 @@ pub struct Settings {
     pub sock_family: u32,
     /// `struct sock` → 16-bit protocol number.
     pub sock_protocol: u32,
+    /// `struct sock` → local port, 16 bits in host byte order; 0 once the port was put.
+    pub sock_number: u32,
     /// `struct inet_sock` → local port, 16 bits in network byte order. Not the
     /// number in host byte order beside it: that one is 0 once the port was put.
     pub sock_local_port: u32,
@@ -107,14 +109,11 @@ pub struct Settings {
     /// 1 when the exit of `inet_put_port` is observed: then `tcp_destroy_sock`
     /// leaves the release of a former listener to it.
     pub observe_put: u8,
-    /// Zero.
-    pub pad: [u8; 4],
 }
 
 const _: () = assert!(size_of::<Settings>() == 184);
 const _: () = assert!(offset_of!(Settings, ctx_protocol_size) == 16);
 const _: () = assert!(offset_of!(Settings, sock_net) == 48);
-const _: () = assert!(offset_of!(Settings, task_signal) == 92);
-const _: () = assert!(offset_of!(Settings, sock_bucket) == 116);
-const _: () = assert!(offset_of!(Settings, observe_release) == 176);
-const _: () = assert!(offset_of!(Settings, pad) == 180);
+const _: () = assert!(offset_of!(Settings, task_signal) == 96);
+const _: () = assert!(offset_of!(Settings, sock_bucket) == 120);
+const _: () = assert!(offset_of!(Settings, observe_release) == 180);

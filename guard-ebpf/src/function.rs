@@ -1,4 +1,4 @@
-//! What programs on kernel functions (fentry, fexit) have in common.
+//! What programs with typed arguments (fentry, fexit, tp_btf) have in common.
 
 use aya_ebpf::EbpfContext;
 use guard_common::LostReason;

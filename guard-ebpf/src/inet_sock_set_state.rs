@@ -1,8 +1,8 @@
 //! `sock:inet_sock_set_state`: a socket is about to change its TCP state.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::macros::{raw_tracepoint, tracepoint};
-use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
+use aya_ebpf::macros::{btf_tracepoint, tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
 use guard_common::inet_sock_set_state::{
     ARG_NEWSTATE, ARG_OLDSTATE, ARG_SK, DPORT, FAMILY, NEWSTATE, OLDSTATE, PROTOCOL_OFFSET, SKADDR, SPORT,
 };
@@ -11,21 +11,34 @@ use guard_common::{
 };
 
 use crate::emit::{emit, header};
+use crate::function::address;
 use crate::settings::setting;
 use crate::skip::{Skip, count, settle};
-use crate::sock::Sock;
-use crate::socket::{Details, Socket, argument, bytes, context, cookie, field, netns, port_is_watched};
+use crate::sock::{Sock, Typed};
+use crate::socket::{
+    CONNECTIONS, Details, Socket, argument, bytes, context, cookie, field, netns, port_is_watched,
+};
 use crate::{current, maps};
 
 const IPPROTO_TCP: u16 = 6;
 
-#[raw_tracepoint]
-fn pg_raw_state(ctx: RawTracePointContext) {
+#[btf_tracepoint(function = "inet_sock_set_state")]
+fn pg_raw_state(ctx: BtfTracePointContext) {
     // SAFETY: the guard compared the number of arguments with BTF.
-    let sock = Sock(unsafe { argument::<ARG_SK>(&ctx) });
+    let sock = Typed(unsafe { argument::<ARG_SK>(&ctx) } as *const u8);
     // SAFETY: as above.
     let states = || unsafe { (argument::<ARG_OLDSTATE>(&ctx) as u8, argument::<ARG_NEWSTATE>(&ctx) as u8) };
-    settle(try_set_state(&ctx, &sock, states));
+    let (old_state, new_state) = states();
+    let of_listener = new_state == TCP_LISTEN || old_state == TCP_LISTEN && new_state == TCP_CLOSE;
+    // Nearly all changes on the host end here, without any helper being called.
+    if !of_listener && !port_is_watched(CONNECTIONS) {
+        return;
+    }
+    let number = sock.number();
+    if !port_is_watched(number) && (number != 0 || !of_listener) {
+        return;
+    }
+    settle(address::<ARG_SK>(&ctx).and_then(|sk| try_set_state(&ctx, &Sock(sk), states)));
 }
 
 #[tracepoint]

@@ -17,6 +17,7 @@ static SETTINGS: Settings = Settings {
     sock_cookie: 0,
     sock_family: 0,
     sock_protocol: 0,
+    sock_number: 0,
     sock_local_port: 0,
     sock_remote_port: 0,
     sock_local_v4: 0,
@@ -49,7 +50,6 @@ static SETTINGS: Settings = Settings {
     observe_exit: 0,
     raw_group_dead: 0,
     observe_put: 0,
-    pad: [0; 4],
 };
 
 /// One setting. A macro, so that only this field is read.

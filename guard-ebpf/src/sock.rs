@@ -13,6 +13,21 @@ const AF_INET6: u16 = 10;
 /// The guard loads the programs that use it only where it knows all offsets.
 pub(crate) struct Sock(pub(crate) u64);
 
+/// A pointer that the verifier knows to be a `struct sock`, so that one member is
+/// one load: what a typed raw tracepoint (`tp_btf`) hands over.
+pub(crate) struct Typed(pub(crate) *const u8);
+
+impl Typed {
+    /// The local port in host byte order; 0 once the port was put. Where the kernel
+    /// chose the port, that is before the socket closes.
+    #[inline(always)]
+    pub(crate) fn number(&self) -> u16 {
+        let offset = setting!(sock_number) as usize;
+        // SAFETY: the verifier knows the type, and the guard found a member of this size there.
+        unsafe { core::ptr::read_volatile(self.0.add(offset).cast::<u16>()) }
+    }
+}
+
 impl Socket for Sock {
     #[inline(always)]
     fn skaddr(&self) -> u64 {

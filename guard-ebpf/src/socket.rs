@@ -2,7 +2,7 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_probe_read_kernel;
-use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
+use aya_ebpf::programs::TracePointContext;
 use guard_common::LostReason;
 
 use crate::settings::{known, setting};
@@ -42,7 +42,7 @@ pub(crate) struct Details {
 ///
 /// The tracepoint has that many arguments.
 #[inline(always)]
-pub(crate) unsafe fn argument<const N: usize>(ctx: &RawTracePointContext) -> u64 {
+pub(crate) unsafe fn argument<const N: usize>(ctx: &impl EbpfContext) -> u64 {
     // SAFETY: the caller's promise. Volatile, as for fields; and a load that the
     // compiler moved to before its condition would be refused at attach.
     unsafe { core::ptr::read_volatile(ctx.as_ptr().cast::<u64>().add(N)) }
@@ -115,6 +115,10 @@ pub(crate) fn cookie(skaddr: u64) -> u64 {
         0
     })
 }
+
+/// No socket keeps this port. Its bit says that the end of connections is
+/// reported for some port.
+pub(crate) const CONNECTIONS: u16 = 0;
 
 /// The port's bit in the bitmap of watched ports.
 #[inline(always)]

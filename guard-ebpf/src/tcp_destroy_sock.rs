@@ -2,23 +2,37 @@
 //! its bind bucket right after.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::macros::{raw_tracepoint, tracepoint};
-use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
+use aya_ebpf::macros::{btf_tracepoint, tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
 use guard_common::tcp_destroy_sock::{ARG_SK, DPORT, SKADDR, SPORT};
 use guard_common::{COMM_LEN, KIND_RELEASED, LostReason, SocketEvent, TCP_LISTEN, WatchKey, watch};
 
 use crate::emit::{emit, header};
+use crate::function::address;
 use crate::settings::setting;
 use crate::skip::{Skip, settle};
-use crate::sock::Sock;
-use crate::socket::{Details, Socket, argument, bytes, context, field, netns, port_is_watched, read};
+use crate::sock::{Sock, Typed};
+use crate::socket::{
+    CONNECTIONS, Details, Socket, argument, bytes, context, field, netns, port_is_watched, read,
+};
 use crate::{current, maps};
 
-#[raw_tracepoint]
-fn pg_raw_destroy(ctx: RawTracePointContext) {
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+fn pg_raw_destroy(ctx: BtfTracePointContext) {
     // SAFETY: the guard compared the number of arguments with BTF.
-    let sock = Sock(unsafe { argument::<ARG_SK>(&ctx) });
-    settle(try_destroy_sock(&ctx, &sock));
+    let sock = Typed(unsafe { argument::<ARG_SK>(&ctx) } as *const u8);
+    // Nearly all sockets of the host end here. A listener whose port the kernel
+    // chose has none any more.
+    let number = sock.number();
+    if number != 0 && !port_is_watched(number) {
+        return;
+    }
+    // SAFETY: only the presence matters.
+    let left_listen = || unsafe { maps::CLOSING.get(sock.0 as u64) }.is_some();
+    if !port_is_watched(CONNECTIONS) && !left_listen() {
+        return;
+    }
+    settle(address::<ARG_SK>(&ctx).and_then(|sk| try_destroy_sock(&ctx, &Sock(sk))));
 }
 
 #[tracepoint]

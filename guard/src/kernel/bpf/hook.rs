@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use aya::Ebpf;
-use aya::programs::{FEntry, FExit, Program, ProgramError, ProgramFd, RawTracePoint, TracePoint};
+use aya::programs::{
+    BtfTracePoint, FEntry, FExit, Program, ProgramError, ProgramFd, RawTracePoint, TracePoint,
+};
 use guard_common::{Event, Function, program};
 
 use super::lost::Misses;
-use super::task_file::numbered;
+use super::task_file::{Named, numbered};
 use super::{AttachedBy, BpfError};
 use crate::kernel::bpf::tracefs::{Format, TracefsError};
 
@@ -19,18 +21,20 @@ pub(super) type FunctionNumbers = BTreeMap<&'static str, u32>;
 pub(super) enum Hook {
     /// A tracepoint and the two programs of which one is attached to it.
     Tracepoint { event: Event, raw: &'static str, classic: &'static str },
+    /// The same, where the verifier knows the types of the raw one's arguments (`tp_btf`).
+    Typed { event: Event, raw: &'static str, classic: &'static str },
     /// A tracepoint with a program on the raw one only.
     Raw { event: Event, program: &'static str },
     /// A kernel function and the programs on its entry and its exit.
     Function { function: Function, entry: Option<&'static str>, exit: &'static str },
 }
 
-pub(super) static SET_STATE: Hook = Hook::Tracepoint {
+pub(super) static SET_STATE: Hook = Hook::Typed {
     event: guard_common::inet_sock_set_state::EVENT,
     raw: program::RAW_SET_STATE,
     classic: program::SET_STATE,
 };
-pub(super) static DESTROY_SOCK: Hook = Hook::Tracepoint {
+pub(super) static DESTROY_SOCK: Hook = Hook::Typed {
     event: guard_common::tcp_destroy_sock::EVENT,
     raw: program::RAW_DESTROY_SOCK,
     classic: program::DESTROY_SOCK,
@@ -57,7 +61,9 @@ impl Hook {
     #[cfg(test)]
     pub(super) const fn name(&self) -> &'static str {
         match self {
-            Self::Tracepoint { event, .. } | Self::Raw { event, .. } => event.name,
+            Self::Tracepoint { event, .. } | Self::Typed { event, .. } | Self::Raw { event, .. } => {
+                event.name
+            }
             Self::Function { function, .. } => function.name,
         }
     }
@@ -75,13 +81,19 @@ impl Hook {
             (Self::Tracepoint { raw: name, .. }, AttachedBy::Raw) | (Self::Raw { program: name, .. }, _) => {
                 self.program::<RawTracePoint>(ebpf, by, name)?.load().map_err(refused)
             }
-            (Self::Tracepoint { classic, .. }, AttachedBy::Classic) => {
+            (Self::Typed { event, raw, .. }, AttachedBy::Raw) => {
+                let number =
+                    numbers.get(event.prototype).ok_or(BpfError::missing("tracepoint", event.name))?;
+                let types = &numbered(Named::Typedef, event.prototype, *number)?;
+                self.program::<BtfTracePoint>(ebpf, by, raw)?.load(event.name, types).map_err(refused)
+            }
+            (Self::Tracepoint { classic, .. } | Self::Typed { classic, .. }, AttachedBy::Classic) => {
                 self.program::<TracePoint>(ebpf, by, classic)?.load().map_err(refused)
             }
             (Self::Function { function, entry, exit }, _) => {
                 let number =
                     numbers.get(function.name).ok_or(BpfError::missing("function", function.name))?;
-                let types = &numbered(function.name, *number)?;
+                let types = &numbered(Named::Function, function.name, *number)?;
                 if let Some(entry) = entry {
                     self.program::<FEntry>(ebpf, by, entry)?.load(function.name, types).map_err(refused)?;
                 }
@@ -101,7 +113,15 @@ impl Hook {
                 let _link = program.attach(event.name).map_err(refused)?;
                 misses(program.fd()).into_iter().collect()
             }
-            (Self::Tracepoint { event, classic, .. }, AttachedBy::Classic) => {
+            (Self::Typed { raw, .. }, AttachedBy::Raw) => {
+                let program = self.program::<BtfTracePoint>(ebpf, by, raw)?;
+                let _link = program.attach().map_err(refused)?;
+                misses(program.fd()).into_iter().collect()
+            }
+            (
+                Self::Tracepoint { event, classic, .. } | Self::Typed { event, classic, .. },
+                AttachedBy::Classic,
+            ) => {
                 let program = self.program::<TracePoint>(ebpf, by, classic)?;
                 let _link = program.attach(event.category, event.name).map_err(refused)?;
                 misses(program.fd()).into_iter().collect()
@@ -129,10 +149,11 @@ impl Hook {
 
     fn subject(&self, by: AttachedBy) -> String {
         match (self, by) {
-            (Self::Tracepoint { event, .. }, AttachedBy::Raw) | (Self::Raw { event, .. }, _) => {
+            (Self::Tracepoint { event, .. } | Self::Typed { event, .. }, AttachedBy::Raw)
+            | (Self::Raw { event, .. }, _) => {
                 format!("the program on the raw tracepoint {}", event.name)
             }
-            (Self::Tracepoint { event, .. }, AttachedBy::Classic) => {
+            (Self::Tracepoint { event, .. } | Self::Typed { event, .. }, AttachedBy::Classic) => {
                 format!("the program on {}:{}", event.category, event.name)
             }
             (Self::Function { function, .. }, _) => format!("the programs on the function {}", function.name),

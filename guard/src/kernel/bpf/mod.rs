@@ -311,11 +311,20 @@ impl Bpf {
         WatchKey::new(inode, port.get())
     }
 
-    /// Sets the port's word of the bitmap from the watches.
+    /// Sets the port's word of the bitmap from the watches, and the bit of port 0,
+    /// by which the programs know that the end of connections is reported.
     fn publish(&mut self, port: Port) -> Result<(), BpfError> {
         let word = port.get() / 64;
+        self.publish_word(word)?;
+        if word == 0 { Ok(()) } else { self.publish_word(0) }
+    }
+
+    fn publish_word(&mut self, word: u16) -> Result<(), BpfError> {
         let watched = self.watches.keys().map(|key| key.port).filter(|port| port / 64 == word);
-        let bits = watched.fold(0u64, |bits, port| bits | 1 << (port % 64));
+        let mut bits = watched.fold(0u64, |bits, port| bits | 1 << (port % 64));
+        if word == 0 {
+            bits |= u64::from(self.watches.values().any(|flags| flags & watch::CONNECTIONS != 0));
+        }
         self.ports.set(u32::from(word), bits, 0).map_err(|error| BpfError::map("write", map::PORTS, error))
     }
 }

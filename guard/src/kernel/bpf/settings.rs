@@ -25,7 +25,7 @@ const NO_PID_NAMESPACE: u64 = 1;
 
 /// The members that the programs read, in the order in which [`KernelTypes`] takes them apart.
 /// `struct inet_sock` begins with its `struct sock`, and that with its `sock_common`.
-const MEMBERS: [Member; 26] = [
+const MEMBERS: [Member; 27] = [
     Member { structure: "sock_common", path: &["skc_net", "net"] },
     Member { structure: "sock_common", path: &["skc_cookie"] },
     Member { structure: "net", path: &["ns", "inum"] },
@@ -48,6 +48,7 @@ const MEMBERS: [Member; 26] = [
     Member { structure: "sock_common", path: &["skc_family"] },
     // A bit field before 5.6, so not found there.
     Member { structure: "sock", path: &["sk_protocol"] },
+    Member { structure: "sock_common", path: &["skc_num"] },
     Member { structure: "inet_sock", path: &["inet_sport"] },
     Member { structure: "sock_common", path: &["skc_dport"] },
     Member { structure: "inet_sock", path: &["inet_saddr"] },
@@ -142,20 +143,21 @@ impl KernelTypes {
 
     /// Resolves the offsets by which the raw tracepoint `event` sees a socket.
     pub(super) fn resolve_sock(&self, event: &Event, settings: &mut Settings) -> Result<(), BpfError> {
-        let [.., family, protocol, local_port, remote_port, local_v4, remote_v4, local_v6, remote_v6] =
+        let [.., family, protocol, number, local_port, remote_port, local_v4, remote_v4, local_v6, remote_v6] =
             self.found.offsets;
         let (
             Some(family),
             Some(protocol),
+            Some(number),
             Some(local_port),
             Some(remote_port),
             Some(local_v4),
             Some(remote_v4),
-        ) = (family, protocol, local_port, remote_port, local_v4, remote_v4)
+        ) = (family, protocol, number, local_port, remote_port, local_v4, remote_v4)
         else {
             return Err(self.untold(event, "struct inet_sock"));
         };
-        (settings.sock_family, settings.sock_protocol) = (family, protocol);
+        (settings.sock_family, settings.sock_protocol, settings.sock_number) = (family, protocol, number);
         (settings.sock_local_port, settings.sock_remote_port) = (local_port, remote_port);
         (settings.sock_local_v4, settings.sock_remote_v4) = (local_v4, remote_v4);
         (settings.sock_local_v6, settings.sock_remote_v6) = (local_v6.unwrap_or(0), remote_v6.unwrap_or(0));
