@@ -21,7 +21,7 @@ mod channel;
 mod destroyed;
 mod row;
 
-pub use destroyed::{DestroyedSockets, Drained};
+pub use destroyed::{Announced, DestroyedSockets, Drained};
 #[cfg(test)]
 mod tests;
 

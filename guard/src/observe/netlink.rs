@@ -15,7 +15,7 @@ use tokio::io::unix::AsyncFd;
 use tracing::trace;
 
 use super::tier::Watched;
-use crate::kernel::sock_diag::{DestroyedSockets, Drained, SockDiagError};
+use crate::kernel::sock_diag::{Announced, DestroyedSockets, Drained, SockDiagError};
 
 /// A subscription in the event loop.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl NetlinkSource {
     /// receive buffer.
     pub(super) fn new(watched: &[Watched], buffer: Option<u32>) -> Result<Self, NetlinkError> {
         let bytes = buffer.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-        let destroyed = DestroyedFd(DestroyedSockets::subscribe(&ports(watched), bytes)?);
+        let destroyed = DestroyedFd(DestroyedSockets::subscribe(&announced(watched), bytes)?);
         // SAFETY: the subscription owns its descriptor, keeps it for its whole life and always names the same one.
         let destroyed = unsafe { AsyncFd::register_with_interest(destroyed, Interest::READABLE) }
             .map_err(io::Error::from)?;
@@ -61,7 +61,7 @@ impl NetlinkSource {
 
     /// Listens to these ports from now on, and no others.
     pub(super) fn watch(&mut self, watched: &[Watched]) -> Result<(), NetlinkError> {
-        self.destroyed.get_ref().0.listen_to(&ports(watched))?;
+        self.destroyed.get_ref().0.listen_to(&announced(watched))?;
         self.connections = with_connections(watched);
         Ok(())
     }
@@ -109,8 +109,9 @@ impl NetlinkSource {
     }
 }
 
-fn ports(watched: &[Watched]) -> Vec<Port> {
-    watched.iter().map(|watched| watched.port).collect()
+fn announced(watched: &[Watched]) -> Vec<Announced> {
+    let announced = |&Watched { port, connections }: &Watched| Announced { port, connections };
+    watched.iter().map(announced).collect()
 }
 
 fn with_connections(watched: &[Watched]) -> BTreeSet<Port> {

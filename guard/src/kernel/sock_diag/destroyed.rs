@@ -24,6 +24,8 @@ const GROUPS: [u32; 2] = [1, 3];
 /// Where a message has the local port: `nlmsghdr` (16), then four bytes and
 /// `idiag_sport` of `inet_diag_msg`.
 const SPORT_OFFSET: u32 = 20;
+/// `idiag_dport` follows it.
+const DPORT_OFFSET: u32 = 22;
 
 /// One announcement is a few hundred bytes.
 const DATAGRAM: usize = 8 * 1024;
@@ -35,6 +37,16 @@ pub enum Drained {
     Whole,
     /// The receive buffer overran (`ENOBUFS`): some were lost.
     Overrun,
+}
+
+/// A port whose sockets' ends are announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// Local port.
+    pub port: Port,
+    /// Of connections too. Of sockets without a peer always, which an aborted
+    /// connection is as well.
+    pub connections: bool,
 }
 
 /// A subscription to the destruction of the sockets on a few ports.
@@ -57,14 +69,14 @@ impl AsFd for DestroyedSockets {
 
 impl DestroyedSockets {
     /// Subscribes in the calling thread's network namespace; the kernel drops
-    /// the messages about all other ports. `receive_bytes` sizes the receive
+    /// the messages about all other sockets. `receive_bytes` sizes the receive
     /// buffer, beyond `net.core.rmem_max` only with `CAP_NET_ADMIN`; `None` leaves
     /// the system's default.
     ///
     /// # Errors
     ///
     /// See [`SockDiagError`].
-    pub fn subscribe(ports: &[Port], receive_bytes: Option<usize>) -> Result<Self, SockDiagError> {
+    pub fn subscribe(ports: &[Announced], receive_bytes: Option<usize>) -> Result<Self, SockDiagError> {
         let failed = |source| match Errno::from_raw(io::Error::raw_os_error(&source).unwrap_or(0)) {
             Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::EINVAL => {
                 SockDiagError::Unsupported { needs: NEEDS_DIAG, source }
@@ -95,7 +107,7 @@ impl DestroyedSockets {
     /// # Errors
     ///
     /// When the kernel refuses; then the old ports are still listened to.
-    pub fn listen_to(&self, ports: &[Port]) -> Result<(), SockDiagError> {
+    pub fn listen_to(&self, ports: &[Announced]) -> Result<(), SockDiagError> {
         let failed = |source| SockDiagError::Failed { operation: "subscribing to", source };
         attach_filter(&self.socket, &filter(ports)).map_err(failed)
     }
@@ -131,19 +143,44 @@ impl DestroyedSockets {
     }
 }
 
-/// Classic BPF: pass a message whose local port is one of `ports`.
-fn filter(ports: &[Port]) -> Vec<libc::sock_filter> {
-    const LOAD_HALF: u16 = 0x28; // BPF_LD | BPF_H | BPF_ABS
-    const JUMP_IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
-    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
-    let instruction = |code, k, jt| libc::sock_filter { code, jt, jf: 0, k };
-    let mut program = vec![instruction(LOAD_HALF, SPORT_OFFSET, 0)];
+/// Classic BPF: pass a message whose local port is one of `ports`, and with a
+/// peer only if its end is wanted. A busy server's thousands a second wake nobody.
+fn filter(ports: &[Announced]) -> Vec<libc::sock_filter> {
+    let every: Vec<Port> = ports.iter().map(|announced| announced.port).collect();
+    let with_peer: Vec<Port> =
+        ports.iter().filter(|announced| announced.connections).map(|announced| announced.port).collect();
+    let without_peer = among(&every);
+    if every == with_peer {
+        return without_peer;
+    }
+    // A conditional jump reaches 255 instructions, this one all.
+    let beyond = u32::try_from(without_peer.len()).unwrap_or(u32::MAX);
+    let beginning = [
+        instruction(LOAD_HALF, DPORT_OFFSET),
+        libc::sock_filter { jt: 1, ..instruction(JUMP_IF_EQUAL, 0) },
+        instruction(JUMP, beyond),
+    ];
+    [beginning.as_slice(), &without_peer, &among(&with_peer)].concat()
+}
+
+const LOAD_HALF: u16 = 0x28; // BPF_LD | BPF_H | BPF_ABS
+const JUMP: u16 = 0x05; // BPF_JMP | BPF_JA
+const JUMP_IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+
+const fn instruction(code: u16, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code, jt: 0, jf: 0, k }
+}
+
+/// Pass or drop, by the local port.
+fn among(ports: &[Port]) -> Vec<libc::sock_filter> {
+    let mut program = vec![instruction(LOAD_HALF, SPORT_OFFSET)];
     for port in ports {
         // Each port: unless equal, skip its "pass".
-        program.push(libc::sock_filter { code: JUMP_IF_EQUAL, jt: 0, jf: 1, k: u32::from(port.get()) });
-        program.push(instruction(RETURN, u32::MAX, 0));
+        program.push(libc::sock_filter { jf: 1, ..instruction(JUMP_IF_EQUAL, u32::from(port.get())) });
+        program.push(instruction(RETURN, u32::MAX));
     }
-    program.push(instruction(RETURN, 0, 0));
+    program.push(instruction(RETURN, 0));
     program
 }
 
@@ -179,6 +216,10 @@ mod tests {
     };
     use guard_core::model::BindOutcome;
 
+    fn all(port: Port) -> Announced {
+        Announced { port, connections: true }
+    }
+
     fn next(destroyed: &mut DestroyedSockets) -> Socket {
         eventually("an announcement", || {
             let mut first = None;
@@ -191,7 +232,7 @@ mod tests {
     fn an_announcement_comes_after_the_release() {
         netns("an_announcement_comes_after_the_release", || {
             let (listener, port) = listening("127.0.0.1", None, STRICT);
-            let mut destroyed = DestroyedSockets::subscribe(&[port], None).unwrap();
+            let mut destroyed = DestroyedSockets::subscribe(&[all(port)], None).unwrap();
             drop(listener);
             let socket = next(&mut destroyed);
             assert_eq!((socket.port, socket.remote), (port, None));
@@ -209,7 +250,7 @@ mod tests {
         netns("anybody_may_listen_to_announcements", || {
             become_nobody();
             let (listener, port) = listening("::1", None, REUSE);
-            let mut destroyed = DestroyedSockets::subscribe(&[port], None).unwrap();
+            let mut destroyed = DestroyedSockets::subscribe(&[all(port)], None).unwrap();
             drop(listener);
             assert_eq!(next(&mut destroyed).port, port);
         });
@@ -220,11 +261,38 @@ mod tests {
         netns("other_ports_are_filtered_in_the_kernel", || {
             let (watched, port) = listening("127.0.0.1", None, REUSE);
             let (other, _) = listening("127.0.0.1", None, REUSE);
-            let mut destroyed = DestroyedSockets::subscribe(&[port], None).unwrap();
+            let mut destroyed = DestroyedSockets::subscribe(&[all(port)], None).unwrap();
             drop(other);
             drop(watched);
             // In order, so the first one would be the other's.
             assert_eq!(next(&mut destroyed).port, port);
+        });
+    }
+
+    #[test]
+    fn connections_are_announced_only_where_they_are_wanted() {
+        netns("connections_are_announced_only_where_they_are_wanted", || {
+            let (unwanted, port) = listening("127.0.0.1", None, REUSE);
+            let (wanted, other) = listening("127.0.0.1", None, REUSE);
+            let both = [Announced { port, connections: false }, all(other)];
+            let mut destroyed = DestroyedSockets::subscribe(&both, None).unwrap();
+            let (unwanted, wanted) = (TcpListener::from(unwanted), TcpListener::from(wanted));
+            for listener in [&unwanted, &wanted] {
+                let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                let (server, _) = listener.accept().unwrap();
+                // The peer's reset ends the server's full socket without TIME_WAIT, peer and all.
+                setsockopt(&client, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
+                drop(client);
+                drop(server);
+            }
+            drop((unwanted, wanted));
+            let mut seen = Vec::new();
+            eventually("both listeners' ends", || {
+                destroyed.drain(|socket| seen.push((socket.port, socket.remote.is_some()))).unwrap();
+                (seen.contains(&(port, false)) && seen.contains(&(other, false))).then_some(())
+            });
+            assert!(!seen.contains(&(port, true)), "{seen:?}");
+            assert!(seen.contains(&(other, true)), "{seen:?}");
         });
     }
 
@@ -234,7 +302,7 @@ mod tests {
             let (fd, port) = listening("127.0.0.1", None, REUSE);
             let listener = TcpListener::from(fd);
             // The kernel raises it to its minimum, which holds a few messages.
-            let mut destroyed = DestroyedSockets::subscribe(&[port], Some(1)).unwrap();
+            let mut destroyed = DestroyedSockets::subscribe(&[all(port)], Some(1)).unwrap();
             for _ in 0..300 {
                 let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port.get())).unwrap();
                 let (server, _) = listener.accept().unwrap();
