@@ -50,6 +50,20 @@ impl Drop for Urgent {
     }
 }
 
+/// How nice a thread is whose work nobody waits for.
+const STANDING_BACK: libc::c_int = 5;
+
+/// The calling thread leaves the processor to whoever else wants it, from now on.
+///
+/// # Errors
+///
+/// None is documented for a thread that only becomes nicer.
+pub fn stand_back() -> io::Result<()> {
+    // SAFETY: it takes no pointer; 0 is the calling thread.
+    Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, STANDING_BACK) })?;
+    Ok(())
+}
+
 fn set(policy: libc::c_int, priority: libc::c_int) -> io::Result<()> {
     let parameter = libc::sched_param { sched_priority: priority };
     // SAFETY: the parameter lives across the call.

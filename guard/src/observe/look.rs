@@ -11,10 +11,12 @@ use std::thread;
 use guard_core::gate::Fact;
 use guard_core::model::{Instant, Owners, Port, ProcessId, Snapshot, Socket, SocketInode, TcpState, Unseen};
 use tokio::sync::mpsc;
+use tracing::debug;
 
 use super::learned::Learned;
 use super::owners::{Evidence, OwnerSource};
 use crate::kernel::procfs::{self, ProcError};
+use crate::kernel::scheduling::stand_back;
 use crate::kernel::sock_diag::{SockDiag, SockDiagError};
 
 /// Why a look at the port failed.
@@ -72,7 +74,7 @@ fn snapshot(
     all_ports: &[Port],
     wanted: &Wanted,
     learned: &mut Learned,
-    source: &mut OwnerSource,
+    source: &OwnerSource,
     now: fn() -> Instant,
 ) -> Result<Snapshot, LookError> {
     let begun = now();
@@ -149,15 +151,33 @@ pub struct Looker {
 impl Looker {
     /// Starts the thread, which asks `source` for owners. It lives in the network
     /// namespace of the caller and ends with this value.
-    pub fn start(ports: Vec<Port>, mut source: OwnerSource, now: fn() -> Instant) -> Result<Self, LookError> {
+    pub fn start(ports: Vec<Port>, source: OwnerSource, now: fn() -> Instant) -> Result<Self, LookError> {
+        Self::spawn(ports, source, now, || {})
+    }
+
+    /// The same for looks that no run waits for: the thread leaves the processor to
+    /// those who wait for a port, clients among them.
+    pub fn start_standing(source: OwnerSource, now: fn() -> Instant) -> Result<Self, LookError> {
+        Self::spawn(Vec::new(), source, now, || {
+            stand_back().unwrap_or_else(|error| debug!(%error, "looks compete with those who wait"));
+        })
+    }
+
+    fn spawn(
+        ports: Vec<Port>,
+        source: OwnerSource,
+        now: fn() -> Instant,
+        settle: fn(),
+    ) -> Result<Self, LookError> {
         let (requests, inbox) = std_mpsc::channel::<(u64, Wanted)>();
         let (outbox, answers) = mpsc::unbounded_channel();
         thread::Builder::new()
             .name("look".to_owned())
             .spawn(move || {
+                settle();
                 let mut learned = Learned::default();
                 while let Ok((number, wanted)) = inbox.recv() {
-                    let fact = match snapshot(&ports, &wanted, &mut learned, &mut source, now) {
+                    let fact = match snapshot(&ports, &wanted, &mut learned, &source, now) {
                         Ok(snapshot) => Fact::SnapshotTaken(snapshot),
                         Err(error) => Fact::SnapshotFailed(error.to_string()),
                     };

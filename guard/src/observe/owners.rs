@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::RawFd;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guard_core::model::{Process, ProcessId, SocketInode, Tgid, Unseen};
 use tracing::{debug, warn};
@@ -74,45 +74,40 @@ impl Evidence {
     }
 }
 
-/// Hands a loaded iterator to the thread that looks.
-pub(super) type HandOver = Sender<OwnerLookup>;
+/// A loaded iterator. The threads that look share it, and with it the kernel's view of
+/// what is wanted: each pass is one thread's.
+type Shared = Arc<Mutex<OwnerLookup>>;
 
-/// Where owners are looked up.
-#[derive(Debug)]
-pub struct OwnerSource {
-    loaded: Receiver<OwnerLookup>,
-    lookup: Option<OwnerLookup>,
-}
+/// Where owners are looked up: in `/proc`, until an iterator is handed over.
+#[derive(Clone, Debug, Default)]
+pub struct OwnerSource(Arc<Mutex<Option<Shared>>>);
 
 impl OwnerSource {
-    /// `/proc`, until an iterator is handed over.
-    pub(super) fn new() -> (HandOver, Self) {
-        let (hand_over, loaded) = channel();
-        (hand_over, Self { loaded, lookup: None })
-    }
-
-    /// `/proc`, for good.
-    pub fn proc() -> Self {
-        Self::new().1
+    /// Owners are looked up by this iterator from now on.
+    pub(super) fn hand_over(&self, lookup: OwnerLookup) {
+        debug!("owners are looked up by BPF from now on");
+        *locked(&self.0) = Some(Arc::new(Mutex::new(lookup)));
     }
 
     /// Who owns `inodes`, by the best that there is now. Never waits for a better one.
-    pub(super) fn owners(&mut self, inodes: &BTreeSet<SocketInode>, evidence: &mut Evidence) -> Ownership {
-        if let Some(lookup) = self.loaded.try_iter().last() {
-            debug!("owners are looked up by BPF from now on");
-            self.lookup = Some(lookup);
-        }
-        if let Some(lookup) = &mut self.lookup {
-            match by_iterator(|| lookup.descriptors(inodes), evidence) {
+    pub(super) fn owners(&self, inodes: &BTreeSet<SocketInode>, evidence: &mut Evidence) -> Ownership {
+        let shared = locked(&self.0).clone();
+        if let Some(lookup) = shared {
+            match by_iterator(|| locked(&lookup).descriptors(inodes), evidence) {
                 Ok(ownership) => return ownership,
                 Err(error) => {
                     warn!(%error, "owners are looked up in /proc from now on");
-                    self.lookup = None;
+                    *locked(&self.0) = None;
                 }
             }
         }
         through_proc(inodes, evidence)
     }
+}
+
+/// A thread that broke down while it asked left nothing behind that matters to the next one.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn by_iterator(

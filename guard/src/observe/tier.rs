@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 use super::ebpf::EbpfSource;
 use super::losses::Losses;
 use super::netlink::{NetlinkError, NetlinkSource};
-use super::owners::{HandOver, OwnerSource};
+use super::owners::OwnerSource;
 use super::tuning::Tuning;
 use crate::kernel::bpf::{Bpf, BpfError, BpfOptions, FailedBinds, OwnerLookup, Watch};
 use crate::kernel::memory;
@@ -133,7 +133,7 @@ pub struct Observer {
     outdated: bool,
     may_upgrade: bool,
     owners: Vec<ProcessId>,
-    lookups: HandOver,
+    owner_source: OwnerSource,
     ready: VecDeque<Fact>,
     /// Why the tier is not a better one.
     shortfall: Option<Shortfall>,
@@ -170,7 +170,7 @@ impl Observer {
         watched: &[Watched],
         tuning: Tuning,
     ) -> Result<(Self, OwnerSource), TierError> {
-        let (lookups, source) = OwnerSource::new();
+        let owner_source = OwnerSource::default();
         let mut observer = Self {
             watched: watched.to_vec(),
             tuning,
@@ -180,7 +180,7 @@ impl Observer {
             outdated: false,
             may_upgrade: choice == TierChoice::Auto,
             owners: Vec::new(),
-            lookups,
+            owner_source: owner_source.clone(),
             ready: VecDeque::new(),
             shortfall: None,
             #[cfg(test)]
@@ -190,7 +190,7 @@ impl Observer {
             TierChoice::Only(Tier::Ebpf) => {
                 observer.source = Source::Ebpf(Box::new(EbpfSource::new(load(
                     &observer.watches()?,
-                    &observer.lookups,
+                    &observer.owner_source,
                     tuning,
                 )?)?));
             }
@@ -201,7 +201,7 @@ impl Observer {
         if let TierChoice::Only(tier @ (Tier::Netlink | Tier::Poll)) = choice {
             observer.shortfall = Some(Shortfall::because(format!("--tier {} was asked for", tier.name())));
         }
-        Ok((observer, source))
+        Ok((observer, owner_source))
     }
 
     fn netlink(&self) -> Result<NetlinkSource, NetlinkError> {
@@ -228,7 +228,7 @@ impl Observer {
     }
 
     /// Begins to load the BPF programs beside the run, when `Auto` was asked
-    /// for. A run whose port is free at the first look never needs them.
+    /// for. A run that is soon over never needs them.
     pub fn upgrade(&mut self) {
         if !std::mem::take(&mut self.may_upgrade) {
             return;
@@ -241,15 +241,15 @@ impl Observer {
             }
         };
         let (sender, receiver) = oneshot::channel();
-        let lookups = self.lookups.clone();
+        let owners = self.owner_source.clone();
         let tuning = self.tuning;
         let loader = thread::Builder::new().name("load-bpf".to_owned()).spawn(move || {
-            let loaded = load(&watches, &lookups, tuning);
+            let loaded = load(&watches, &owners, tuning);
             let without_ebpf = loaded.is_err();
             // The run may be over already: then the programs go with the value.
             let _unneeded = sender.send(loaded);
             if without_ebpf {
-                hand_over_alone(&lookups);
+                hand_over_alone(&owners);
             }
         });
         match loader {
@@ -457,7 +457,7 @@ async fn loaded(loading: &mut Option<Loading>) -> Result<Bpf, TierError> {
     }
 }
 
-fn load(watches: &[Watch], lookups: &HandOver, tuning: Tuning) -> Result<Bpf, TierError> {
+fn load(watches: &[Watch], owners: &OwnerSource, tuning: Tuning) -> Result<Bpf, TierError> {
     let defaults = BpfOptions::default();
     // The kernel takes powers of two only.
     let ring_bytes = tuning
@@ -471,8 +471,7 @@ fn load(watches: &[Watch], lookups: &HandOver, tuning: Tuning) -> Result<Bpf, Ti
         ..defaults
     })?;
     if let Some(lookup) = bpf.take_owner_lookup() {
-        // Nobody looks any more: the run is over.
-        let _unneeded = lookups.send(lookup);
+        owners.hand_over(lookup);
     }
     memory::give_back();
     Ok(bpf)
@@ -480,11 +479,9 @@ fn load(watches: &[Watch], lookups: &HandOver, tuning: Tuning) -> Result<Bpf, Ti
 
 /// The iterator over open files works where the other programs may be refused,
 /// on a kernel that is locked down.
-fn hand_over_alone(lookups: &HandOver) {
+fn hand_over_alone(owners: &OwnerSource) {
     match OwnerLookup::load() {
-        Ok(lookup) => {
-            let _unneeded = lookups.send(lookup);
-        }
+        Ok(lookup) => owners.hand_over(lookup),
         Err(error) => debug!(%error, "owners are looked up in /proc"),
     }
     memory::give_back();

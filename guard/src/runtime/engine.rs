@@ -42,9 +42,7 @@ use super::doors::Doors;
 use super::units::{Told, Units};
 use super::{Alarm, FOLLOW_RECHECK, Haste, RuntimeError, in_loop, now};
 use crate::act::CommandError;
-use crate::observe::{
-    ExitWatch, Looker, Observer, OwnerSource, Tier, TierChoice, Tuning, Watched, read_table,
-};
+use crate::observe::{ExitWatch, Looker, Observer, Tier, TierChoice, Tuning, Watched, read_table};
 
 /// A look that takes longer than this is given up.
 const LOOK_BUDGET: Duration = Duration::from_secs(30);
@@ -133,8 +131,8 @@ impl<W: Witness> Engine<W> {
         Ok(Self {
             doors: Doors::new(observer, exits),
             alarm: Alarm::new().map_err(in_loop("set up a timer"))?,
-            looks: Batch::new(Looker::start(Vec::new(), owners, now)?),
-            standing_looks: Batch::new(Looker::start(Vec::new(), OwnerSource::proc(), now)?),
+            looks: Batch::new(Looker::start(Vec::new(), owners.clone(), now)?),
+            standing_looks: Batch::new(Looker::start_standing(owners, now)?),
             services,
             prepared: Vec::new(),
             runs: BTreeMap::new(),

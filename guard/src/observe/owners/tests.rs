@@ -98,9 +98,9 @@ fn those_who_come_and_go_too_fast_end_the_asking() {
 fn both_sources_name_the_same_owners() {
     const NAME: &str = "both_sources_name_the_same_owners";
     netns_alone(NAME, |alone| {
-        let (hand_over, mut source) = OwnerSource::new();
+        let source = OwnerSource::default();
         match OwnerLookup::load() {
-            Ok(lookup) => hand_over.send(lookup).unwrap(),
+            Ok(lookup) => source.hand_over(lookup),
             Err(error @ (BpfError::Failed { .. } | BpfError::Option { .. })) => panic!("{error}"),
             Err(error) => return skip(NAME, &error.to_string()),
         }
@@ -111,7 +111,7 @@ fn both_sources_name_the_same_owners() {
         drop(other);
         let (mut by_bpf, mut by_proc) = (Evidence::default(), Evidence::default());
         let found = source.owners(&inodes, &mut by_bpf);
-        assert!(source.lookup.is_some());
+        assert!(locked(&source.0).is_some());
         let expected = through_proc(&inodes, &mut by_proc);
         assert_eq!(found.owners, expected.owners);
         assert_eq!(found.owners[&inode_of(&fd)].len(), 4);
