@@ -33,6 +33,7 @@ use self::doors::Doors;
 pub use self::restart::{Plans, RestartSink, Restarted};
 pub use crate::act::systemd::{SystemdError, UnitDoor, ask_about, own_uid};
 pub use crate::act::{Command, CommandError, probe, replace};
+use crate::kernel::idle::Awake;
 use crate::kernel::procfs;
 use crate::kernel::scheduling::Urgent;
 use crate::observe::{ExitWatch, LookError, Looker, Observer, Wanted, Watched, read_table};
@@ -87,12 +88,23 @@ fn nanos(clock: ClockId) -> u64 {
     seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap_or(0)
 }
 
+/// So long after a sign that an owner ends the processors are kept awake for
+/// the release. Most processes have ended by then.
+const AWAKE: Duration = Duration::from_millis(500);
+
+/// The processors stay awake a little longer than the last run, for those who were waiting for it.
+const AWAKE_AFTER: Duration = Duration::from_millis(5);
+
 /// Whether the calling thread waits for a port: then it goes before ordinary
-/// ones, where that is allowed.
+/// ones, where that is allowed. When the port's release is near, no processor
+/// goes to sleep before it.
 #[derive(Debug, Default)]
 struct Haste {
     hurries: bool,
     _urgent: Option<Urgent>,
+    awake: Option<Awake>,
+    /// Until when the processors are kept awake, or would be if that were allowed.
+    awake_until: Option<Instant>,
 }
 
 impl Haste {
@@ -101,6 +113,9 @@ impl Haste {
             return;
         }
         self.hurries = hurries;
+        if !hurries {
+            self.awake_until = self.awake_until.map(|until| until.min(now() + AWAKE_AFTER));
+        }
         self._urgent = if hurries { begin() } else { None };
 
         fn begin() -> Option<Urgent> {
@@ -110,7 +125,43 @@ impl Haste {
             })
         }
     }
+
+    /// An owner was told to end, or has begun to.
+    fn release_is_near(&mut self) {
+        if !self.hurries {
+            return;
+        }
+        let before = self.awake_until.replace(now() + AWAKE);
+        if before.is_none() {
+            let failed =
+                |error: &io::Error| debug!(%error, "processors may sleep: the gate may open some 50 µs late");
+            self.awake = Awake::begin().inspect_err(failed).ok();
+        }
+    }
+
+    /// When [`Haste::rest`] is due.
+    fn next_deadline(&self) -> Option<Instant> {
+        self.awake_until
+    }
+
+    /// The processors may sleep again, once it is time.
+    fn rest(&mut self) {
+        if self.awake_until.is_some_and(|until| until <= now()) {
+            self.awake_until = None;
+            self.awake = None;
+        }
+    }
 }
+
+/// The fact is the kernel's word that an owner has begun to exit.
+const fn is_owner_exiting(fact: &Fact) -> bool {
+    matches!(fact, Fact::Hinted { hint: Hint::OwnerExiting { .. }, .. })
+}
+
+/// A run that lasts as long waits for somebody, and a better tier is worth loading.
+/// For one that is over sooner the loading would take longer than the run, and
+/// take the processor from whoever is to exit.
+const A_BETTER_TIER_PAYS: Duration = Duration::from_millis(25);
 
 /// While a started command is followed: only the ebpf tier tells of new listeners.
 const FOLLOW_RECHECK: Duration = Duration::from_millis(50);
@@ -240,20 +291,35 @@ impl Session {
                 sink.entry(&gate, self.doors.observer.tier(), *at, entry);
             }
             told = gate.timeline().entries().len();
+            if self.doors.signalled() {
+                haste.release_is_near();
+            }
+            haste.rest();
             if gate.outcome().is_some() {
                 return Ok(gate);
             }
+            let mut better_tier_at = None;
             if gate.plan().goal != Goal::Look {
-                // Not free at the first look, so the run will last: a better tier pays.
-                self.doors.observer.upgrade();
+                let at = gate.timeline().began() + A_BETTER_TIER_PAYS;
+                if at <= now() {
+                    self.doors.observer.upgrade();
+                } else {
+                    better_tier_at = Some(at);
+                }
             }
-            if let Some(at) = gate.next_deadline() {
+            let deadlines = [gate.next_deadline(), haste.next_deadline(), better_tier_at];
+            if let Some(at) = deadlines.into_iter().flatten().min() {
                 self.alarm.set(at).map_err(in_loop("set a timer"))?;
             }
             // Events before deadlines: what happened in time counts as in time.
             tokio::select! {
                 biased;
-                fact = self.doors.observer.next(now) => gate.observe(fact, now()),
+                fact = self.doors.observer.next(now) => {
+                    if is_owner_exiting(&fact) {
+                        haste.release_is_near();
+                    }
+                    gate.observe(fact, now());
+                }
                 gone = self.doors.exits.next() => {
                     for (process, status) in gone.map_err(in_loop("wait for processes to exit"))? {
                         gate.observe(Fact::OwnerGone { process, status }, now());

@@ -14,6 +14,7 @@ pub mod cgroup_id;
 pub mod elsewhere;
 pub mod exit_set;
 pub mod features;
+pub mod idle;
 pub mod listener;
 pub mod memory;
 pub mod names;

@@ -17,11 +17,12 @@ pub(super) struct Doors {
     /// Processes whose pidfd could not be opened; tried again with each look.
     unwatched: Vec<ProcessId>,
     prober: Prober,
+    signalled: bool,
 }
 
 impl Doors {
     pub(super) fn new(observer: Observer, exits: ExitWatch) -> Self {
-        Self { observer, exits, unwatched: Vec::new(), prober: Prober::default() }
+        Self { observer, exits, unwatched: Vec::new(), prober: Prober::default(), signalled: false }
     }
 
     /// Performs any action but a snapshot, which is taken on another thread.
@@ -40,13 +41,22 @@ impl Doors {
                 })
             }
             Action::TakeSnapshot { .. } => None,
-            Action::KillCgroup { cgroup, members } => Some(act::kill_cgroup(&cgroup, members)),
+            Action::KillCgroup { cgroup, members } => {
+                self.signalled = true;
+                Some(act::kill_cgroup(&cgroup, members))
+            }
             Action::Watch(process) => self.watch(process),
             Action::Evict(socket) => Some(act::evict(socket)),
             Action::Signal { process, signal } => {
+                self.signalled = true;
                 Some(act::signal(process, self.exits.pidfd(process), signal))
             }
         }
+    }
+
+    /// Whether anybody was sent a signal since this was last asked.
+    pub(super) fn signalled(&mut self) -> bool {
+        std::mem::take(&mut self.signalled)
     }
 
     /// Tries again to watch those that could not be watched.

@@ -40,7 +40,7 @@ pub use self::service::{
 use self::standing::Standing;
 use super::doors::Doors;
 use super::units::{Told, Units};
-use super::{Alarm, FOLLOW_RECHECK, Haste, RuntimeError, in_loop, now};
+use super::{Alarm, FOLLOW_RECHECK, Haste, RuntimeError, in_loop, is_owner_exiting, now};
 use crate::act::CommandError;
 use crate::observe::{ExitWatch, Looker, Observer, Tier, TierChoice, Tuning, Watched, read_table};
 
@@ -159,7 +159,11 @@ impl<W: Witness> Engine<W> {
             // Only a run is in a hurry. Whoever merely watches keeps nobody from a processor.
             haste.set(!self.runs.is_empty());
             self.work()?;
-            if let Some(at) = self.next_deadline() {
+            if self.doors.signalled() {
+                haste.release_is_near();
+            }
+            haste.rest();
+            if let Some(at) = self.next_deadline().into_iter().chain(haste.next_deadline()).min() {
                 overdue = if at <= now() { overdue + 1 } else { 0 };
                 if overdue > EVENTS_FIRST {
                     overdue = 0;
@@ -171,7 +175,12 @@ impl<W: Witness> Engine<W> {
             // Events before deadlines, and both before anybody's wishes.
             tokio::select! {
                 biased;
-                fact = self.doors.observer.next(now) => self.dispatch(&fact),
+                fact = self.doors.observer.next(now) => {
+                    if is_owner_exiting(&fact) {
+                        haste.release_is_near();
+                    }
+                    self.dispatch(&fact);
+                }
                 gone = self.doors.exits.next() => {
                     for (process, status) in gone.map_err(in_loop("wait for processes to exit"))? {
                         self.gone(process, &Fact::OwnerGone { process, status });
