@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use guard_tests::child::Child;
 use guard_tests::kernel::{BpfId, bpf_ids};
-use guard_tests::{DEADLINE, Tier, wait_until};
+use guard_tests::{DEADLINE, Sidecar, Tier, wait_until};
 
 use crate::Bench;
 use crate::process::cpu_ns;
 use crate::programs::{Statistics, runs};
 use crate::sample::{Samples, Unit};
+use crate::served;
 use crate::subject::{Subject, tiers};
 
 const SAMPLES: Samples = Samples::of("host");
@@ -27,6 +28,10 @@ enum Watcher<'a> {
     SamePort(Tier),
     /// A gate that waits for another port.
     OtherPort(Tier),
+    /// A sidecar that guards the very port.
+    ServesPort(Tier),
+    /// A sidecar that guards another port.
+    ServesOther(Tier),
     /// `tcpstates` of libbpf-tools.
     TcpStates(&'a Path),
 }
@@ -35,8 +40,10 @@ impl Watcher<'_> {
     fn name(self) -> String {
         match self {
             Self::Nobody => "nothing (control)".to_owned(),
-            Self::SamePort(tier) => format!("portguard, {tier}, on that port"),
-            Self::OtherPort(tier) => format!("portguard, {tier}, on another port"),
+            Self::SamePort(tier) => format!("portguard gate, {tier}, on that port"),
+            Self::OtherPort(tier) => format!("portguard gate, {tier}, on another port"),
+            Self::ServesPort(tier) => format!("{}, on that port", served::name(tier)),
+            Self::ServesOther(tier) => format!("{}, on another port", served::name(tier)),
             Self::TcpStates(_) => "tcpstates (libbpf-tools)".to_owned(),
         }
     }
@@ -58,6 +65,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     let tiers = tiers(SAMPLES)?;
     let mut watchers = vec![Watcher::Nobody];
     for tier in tiers.into_iter().filter(|&tier| tier != Tier::Poll) {
+        watchers.extend([Watcher::ServesPort(tier), Watcher::ServesOther(tier)]);
         watchers.extend([Watcher::SamePort(tier), Watcher::OtherPort(tier)]);
     }
     match &tcpstates {
@@ -70,7 +78,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         _ => 20_000,
     };
     let site = Site::open()?;
-    let mut rounds = bench.rounds(40, Duration::from_secs(600), Duration::from_secs(10));
+    let mut rounds = bench.rounds(40, Duration::from_secs(300), Duration::from_secs(10));
     while let Some(round) = rounds.next_round() {
         SAMPLES.progress(&format!("round {round}"))?;
         for watcher in rounds.shuffled(&watchers) {
@@ -84,6 +92,25 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         programs(bench, &site, watcher, connections)?;
     }
     Ok(())
+}
+
+/// A watcher at work.
+enum Watching {
+    Alone(Child),
+    Sidecar(Sidecar),
+}
+
+impl Watching {
+    fn pid(&self) -> i32 {
+        match self {
+            Self::Alone(child) => child.id.pid,
+            Self::Sidecar(sidecar) => sidecar.child.id.pid,
+        }
+    }
+}
+
+fn serve(listener: &TcpListener, tier: Tier) -> Result<Watching> {
+    served::watching(tier, &[listener.local_addr()?.port()], false).map(Watching::Sidecar)
 }
 
 /// The two ports.
@@ -112,11 +139,13 @@ impl Site {
     }
 
     /// Starts a watcher and waits until it watches.
-    fn watch(&self, bench: &Bench, watcher: Watcher<'_>) -> Result<Option<Child>> {
+    fn watch(&self, bench: &Bench, watcher: Watcher<'_>) -> Result<Option<Watching>> {
         let (port, tier) = match watcher {
             Watcher::Nobody => return Ok(None),
             Watcher::SamePort(tier) => (self.busy.local_addr()?.port(), tier),
             Watcher::OtherPort(tier) => (self.other.local_addr()?.port(), tier),
+            Watcher::ServesPort(tier) => return serve(&self.busy, tier).map(Some),
+            Watcher::ServesOther(tier) => return serve(&self.other, tier).map(Some),
             Watcher::TcpStates(program) => {
                 let child = Child::start(Command::new(program), "tcpstates");
                 let attached = || bpf_ids(child.id.pid).iter().any(|object| matches!(object, BpfId::Link(_)));
@@ -125,12 +154,12 @@ impl Site {
                     "tcpstates ended: {}",
                     child.said()
                 );
-                return Ok(Some(child));
+                return Ok(Some(Watching::Alone(child)));
             }
         };
         let work = Subject::Gate(tier).start(&bench.cell, port, &[]);
         work.armed()?;
-        Ok(Some(work.child))
+        Ok(Some(Watching::Alone(work.child)))
     }
 }
 
@@ -143,9 +172,9 @@ fn compare(bench: &Bench, site: &Site, watcher: Watcher<'_>, connections: u32) -
         Err(error) => return SAMPLES.absent(&name, &format!("{error:#}")),
     };
     site.churn(connections / 20)?;
-    let used = child.as_ref().map_or(0, |child| cpu_ns(child.id.pid));
+    let used = child.as_ref().map_or(0, |child| cpu_ns(child.pid()));
     let during = site.churn(connections)?;
-    let used = child.as_ref().map_or(0, |child| cpu_ns(child.id.pid)).saturating_sub(used);
+    let used = child.as_ref().map_or(0, |child| cpu_ns(child.pid())).saturating_sub(used);
     drop(child);
     site.churn(connections / 20)?;
     let after = site.churn(connections)?;
@@ -164,7 +193,7 @@ fn programs(bench: &Bench, site: &Site, watcher: Watcher<'_>, connections: u32) 
         Ok(statistics) => statistics,
         Err(error) => return SAMPLES.absent("nanoseconds per run", &format!("{error:#}")),
     };
-    let ids = bpf_ids(child.id.pid);
+    let ids = bpf_ids(child.pid());
     let before = runs(&ids);
     site.churn(connections)?;
     for (after, before) in runs(&ids).into_iter().zip(before) {

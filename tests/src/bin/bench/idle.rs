@@ -1,8 +1,10 @@
-//! What a gate costs that only waits: wake-ups, processor time, memory, and how soon it watches.
+//! What waiting costs: wake-ups, processor time and memory of a gate, and of a sidecar to which nothing happens; and how
+//! soon a gate watches.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use guard_tests::Tier;
 use guard_tests::portguard::binary;
 use guard_tests::spin::now_ns;
 
@@ -11,6 +13,7 @@ use crate::holder::{Holder, Size};
 use crate::peers::Role;
 use crate::process::{cpu_ns, memory, wakeups};
 use crate::sample::{Samples, Unit};
+use crate::served;
 use crate::subject::{self, Subject};
 
 const SAMPLES: Samples = Samples::of("idle");
@@ -20,6 +23,9 @@ const SMALL: Size = Size { rss: "1M", queue: 0 };
 /// Everybody waits for a port that stays taken.
 const SCENARIO: &str = "waiting for a port that stays taken";
 
+/// Nothing happens on any port.
+const SIDECAR: &str = "a sidecar to which nothing happens";
+
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     SAMPLES.note("processor time of a script counts that of the commands it ran; its wake-ups and memory are its shell's only and left out")?;
     SAMPLES.note("start-up: from fork to the first snapshot of a taken port, with everything attached")?;
@@ -27,7 +33,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     SAMPLES.sample("the program", "portguard", "size", Unit::Bytes, size as f64)?;
     let waiting = subject::peers(Role::Waits, &bench.peers, SAMPLES)?;
     let tiers = subject::tiers(SAMPLES)?;
-    let gates: Vec<Subject<'_>> = tiers.into_iter().map(Subject::Gate).collect();
+    let gates: Vec<Subject<'_>> = tiers.iter().map(|&tier| Subject::Gate(tier)).collect();
     let mut subjects = gates.clone();
     subjects.extend(waiting.iter().map(|(peer, program)| Subject::Peer(peer, program)));
     let port = bench.netns.free_port();
@@ -35,7 +41,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     let span = match bench {
         Bench { smoke: true, .. } => Duration::from_millis(200),
         Bench { quick: true, .. } => Duration::from_millis(1500),
-        _ => Duration::from_secs(60),
+        _ => Duration::from_secs(20),
     };
     for &subject in &subjects {
         SAMPLES.progress(&subject.name())?;
@@ -43,7 +49,16 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
             SAMPLES.absent(&subject.name(), &format!("{error:#}"))?;
         }
     }
-    let mut rounds = bench.rounds(50, Duration::from_secs(120), Duration::from_secs(4));
+    for &tier in &tiers {
+        for count in [1, if bench.smoke { 10 } else { 1_000 }] {
+            let name = format!("{}, {count} services", served::name(tier));
+            SAMPLES.progress(&name)?;
+            if let Err(error) = serve(bench, span, tier, count, &name) {
+                SAMPLES.absent(&name, &format!("{error:#}"))?;
+            }
+        }
+    }
+    let mut rounds = bench.rounds(100, Duration::from_secs(60), Duration::from_secs(4));
     while rounds.next_round().is_some() {
         for subject in rounds.shuffled(&gates) {
             if rounds.late() {
@@ -63,17 +78,28 @@ fn wait(bench: &Bench, port: u16, span: Duration, subject: Subject<'_>) -> Resul
     work.armed()?;
     // What belongs to its start is not what waiting costs.
     std::thread::sleep(Duration::from_millis(100));
-    let pid = work.child.id.pid;
+    cost(SCENARIO, &subject.name(), work.child.id.pid, span, !matches!(subject, Subject::Peer(..)))
+}
+
+fn serve(bench: &Bench, span: Duration, tier: Tier, count: usize, name: &str) -> Result<()> {
+    let ports = served::ports(&bench.netns, count);
+    let sidecar = served::watching(tier, &ports, false)?;
+    // The connections that asked it are closed, and what was needed for the first look is given back, by then.
+    std::thread::sleep(Duration::from_secs(1));
+    cost(SIDECAR, name, sidecar.child.id.pid, span, true)
+}
+
+/// What a process costs in this span, while nothing happens.
+fn cost(scenario: &str, name: &str, pid: i32, span: Duration, whole: bool) -> Result<()> {
     let began = Instant::now();
     let (cpu, woken) = (cpu_ns(pid), wakeups(pid));
     // A sleep is what is measured here: nothing happens.
     std::thread::sleep(span);
     let seconds = began.elapsed().as_secs_f64();
     let (cpu, woken) = (cpu_ns(pid).saturating_sub(cpu), wakeups(pid).saturating_sub(woken));
-    let name = subject.name();
-    let tell = |measure: &str, unit: Unit, value: f64| SAMPLES.sample(SCENARIO, &name, measure, unit, value);
+    let tell = |measure: &str, unit: Unit, value: f64| SAMPLES.sample(scenario, name, measure, unit, value);
     tell("processor time per hour", Unit::Seconds, cpu as f64 / 1e9 / seconds * 3600.0)?;
-    if matches!(subject, Subject::Peer(..)) {
+    if !whole {
         return Ok(());
     }
     tell("wake-ups per second", Unit::PerSecond, woken as f64 / seconds)?;

@@ -17,6 +17,7 @@ mod restart;
 mod rounds;
 mod sample;
 mod scale;
+mod served;
 mod subject;
 mod truth;
 

@@ -106,7 +106,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     subjects.extend(tiers.iter().map(|&tier| Subject::Client(tier)));
     subjects.extend(waiting.iter().map(|(peer, program)| Subject::Peer(peer, program)));
     let scenarios = possible(bench)?;
-    rounds(bench, bench.rounds(200, minutes(20), Duration::from_secs(18)), &scenarios, &subjects)?;
+    rounds(bench, bench.rounds(200, minutes(10), Duration::from_secs(18)), &scenarios, &subjects)?;
     if bench.smoke {
         return Ok(());
     }
@@ -115,7 +115,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     subjects.extend(ending.iter().map(|(peer, program)| Subject::Peer(peer, program)));
     let killed = |scenario: &&Scenario| scenario.let_go == LetGo::Killed && (scenario.quick || !bench.quick);
     let scenarios: Vec<&Scenario> = scenarios.into_iter().filter(killed).collect();
-    rounds(bench, bench.rounds(30, minutes(15), Duration::from_secs(12)), &scenarios, &subjects)
+    rounds(bench, bench.rounds(30, minutes(5), Duration::from_secs(12)), &scenarios, &subjects)
 }
 
 const fn minutes(minutes: u64) -> Duration {

@@ -94,6 +94,20 @@ impl Samples {
         measure: &str,
         span_ns: (u64, u64),
     ) -> Result<()> {
+        let span = (span_ns.1.cast_signed() - span_ns.0.cast_signed()) as f64;
+        self.growing(scenario, size, subject, measure, Unit::Nanoseconds, span)
+    }
+
+    /// A number at one size of a curve.
+    pub(crate) fn growing(
+        self,
+        scenario: &str,
+        size: usize,
+        subject: &str,
+        measure: &str,
+        unit: Unit,
+        value: f64,
+    ) -> Result<()> {
         line(&json!({
             "kind": "sample",
             "section": self.section,
@@ -101,8 +115,8 @@ impl Samples {
             "subject": subject,
             "measure": measure,
             "at": size,
-            "unit": Unit::Nanoseconds.word(),
-            "value": (span_ns.1.cast_signed() - span_ns.0.cast_signed()) as f64,
+            "unit": unit.word(),
+            "value": value,
         }))
     }
 

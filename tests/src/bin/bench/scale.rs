@@ -1,4 +1,4 @@
-//! How it grows: with watched endpoints, with processes, with TIME_WAIT sockets.
+//! How it grows: with watched endpoints, services, processes, and TIME_WAIT sockets.
 
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -16,6 +16,7 @@ use crate::crowd;
 use crate::holder::{Holder, Size, TAG};
 use crate::peers::is_installed;
 use crate::sample::Samples;
+use crate::served;
 use crate::subject::{Work, tiers};
 use crate::truth::Truth;
 
@@ -27,7 +28,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// A command that looks at a port.
 struct Look {
     name: &'static str,
-    /// Arguments; `PORT` and `TAG` are replaced, `portguard` is the one that is measured.
+    /// Arguments; `PORT`, `TAG` and `SOCKET` (a sidecar's) are replaced, `portguard` is the one that is measured.
     line: &'static [&'static str],
     /// It runs outside of the cell.
     outside: bool,
@@ -36,7 +37,7 @@ struct Look {
 }
 
 /// Who owns the listener on a port?
-const OWNERS: [Look; 4] = [
+const OWNERS: [Look; 6] = [
     Look {
         name: "portguard status",
         line: &[
@@ -49,6 +50,40 @@ const OWNERS: [Look; 4] = [
             "PORT",
             "--match",
             "TAG",
+        ],
+        outside: true,
+        code: 1,
+    },
+    Look {
+        name: "portguard status, ebpf",
+        line: &[
+            "portguard",
+            "status",
+            "--json",
+            "--tier",
+            "ebpf",
+            "--address",
+            "127.0.0.1",
+            "--port",
+            "PORT",
+            "--match",
+            "TAG",
+        ],
+        outside: true,
+        code: 1,
+    },
+    Look {
+        name: "portguard status, client of the sidecar, ebpf",
+        line: &[
+            "portguard",
+            "status",
+            "--json",
+            "--socket",
+            "SOCKET",
+            "--address",
+            "127.0.0.1",
+            "--port",
+            "PORT",
         ],
         outside: true,
         code: 1,
@@ -89,7 +124,8 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     )?;
     owners(bench)?;
     time_wait(bench)?;
-    endpoints(bench)
+    endpoints(bench)?;
+    services(bench)
 }
 
 /// The sizes of a curve: all of them, fewer in a quick run, two in the smallest.
@@ -105,7 +141,7 @@ fn sizes(bench: &Bench, all: &[usize], quick: usize) -> Vec<usize> {
 }
 
 fn owners(bench: &Bench) -> Result<()> {
-    let mut rounds = bench.rounds(10, Duration::from_secs(300), Duration::from_secs(8));
+    let mut rounds = bench.rounds(10, Duration::from_secs(150), Duration::from_secs(8));
     while let Some(round) = rounds.next_round() {
         for size in sizes(bench, &[10, 100, 500, 1_000, 2_000], 3) {
             if rounds.late() {
@@ -121,16 +157,19 @@ fn owners(bench: &Bench) -> Result<()> {
             };
             let port = bench.netns.free_port();
             let holder = Holder::start(&bench.cell, port, Size { rss: "1M", queue: 0 }, "exit")?;
-            for look in rounds.shuffled(&[0, 1, 2, 3]) {
-                time(
-                    bench,
-                    "owner of a listener among N processes × 60 descriptors",
-                    size,
-                    &OWNERS[look],
-                    port,
-                )?;
+            let sidecar =
+                Tier::Ebpf.missing().is_none().then(|| served::watching(Tier::Ebpf, &[port], false));
+            let sidecar = sidecar.transpose()?;
+            let socket = sidecar.as_ref().and_then(|sidecar| sidecar.socket.to_str());
+            for look in rounds.shuffled(&[0, 1, 2, 3, 4, 5]) {
+                let look = &OWNERS[look];
+                // A tier that is not here was named as absent already.
+                if socket.is_some() || !look.name.contains("ebpf") {
+                    let at = Site { size, port, socket: socket.unwrap_or_default() };
+                    time(bench, "owner of a listener among N processes × 60 descriptors", &at, look)?;
+                }
             }
-            drop((holder, crowd));
+            drop((sidecar, holder, crowd));
         }
     }
     Ok(())
@@ -151,7 +190,8 @@ fn time_wait(bench: &Bench) -> Result<()> {
         // They last for a minute.
         for _ in 0..if bench.smoke { 1 } else { 5 } {
             for look in rounds.shuffled(&[0, 1, 2, 3]) {
-                time(bench, "port with N TIME_WAIT sockets", size, &LEFTOVERS[look], port)?;
+                let at = Site { size, port, socket: "" };
+                time(bench, "port with N TIME_WAIT sockets", &at, &LEFTOVERS[look])?;
             }
         }
     }
@@ -175,7 +215,7 @@ fn leave_time_wait(port: u16, count: usize) -> Result<()> {
 
 fn endpoints(bench: &Bench) -> Result<()> {
     let tiers = tiers(SAMPLES)?;
-    let mut rounds = bench.rounds(10, Duration::from_secs(200), Duration::from_secs(8));
+    let mut rounds = bench.rounds(10, Duration::from_secs(60), Duration::from_secs(5));
     while let Some(round) = rounds.next_round() {
         for size in sizes(bench, &[1, 10, 100, 1_000], 3) {
             SAMPLES.progress(&format!("round {round}: {size} endpoints"))?;
@@ -184,6 +224,42 @@ fn endpoints(bench: &Bench) -> Result<()> {
                     return Ok(());
                 }
                 endpoint(bench, tier, size)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One sidecar for many services, and all of them restarted at once.
+fn services(bench: &Bench) -> Result<()> {
+    let tiers = tiers(SAMPLES)?;
+    let mut rounds = bench.rounds(5, Duration::from_secs(60), Duration::from_secs(5));
+    while let Some(round) = rounds.next_round() {
+        for size in sizes(bench, &[1, 10, 100, 1_000], 3) {
+            SAMPLES.progress(&format!("round {round}: {size} services"))?;
+            for tier in rounds.shuffled(&tiers) {
+                if rounds.late() {
+                    break;
+                }
+                if let Err(error) = served::grow(bench, SAMPLES, tier, size) {
+                    SAMPLES
+                        .absent(&format!("{}, {size} services", served::name(tier)), &format!("{error:#}"))?;
+                }
+            }
+        }
+    }
+    let mut rounds = bench.rounds(5, Duration::from_secs(90), Duration::from_secs(5));
+    while let Some(round) = rounds.next_round() {
+        for size in sizes(bench, &[1, 10, 50, 200], 2) {
+            SAMPLES.progress(&format!("round {round}: {size} restarts at once"))?;
+            for tier in rounds.shuffled(&tiers) {
+                if rounds.late() {
+                    return Ok(());
+                }
+                if let Err(error) = served::restart_all(bench, SAMPLES, tier, size) {
+                    SAMPLES
+                        .absent(&format!("{}, {size} restarts", served::name(tier)), &format!("{error:#}"))?;
+                }
             }
         }
     }
@@ -222,9 +298,21 @@ fn endpoint(bench: &Bench, tier: Tier, size: usize) -> Result<()> {
     }
 }
 
+/// What a command is to look at.
+struct Site<'a> {
+    size: usize,
+    port: u16,
+    /// A sidecar's.
+    socket: &'a str,
+}
+
 /// Runs one command to its end.
-fn time(bench: &Bench, scenario: &str, size: usize, look: &Look, port: u16) -> Result<()> {
-    let word = |word: &&str| word.replace("PORT", &port.to_string()).replace("TAG", TAG);
+fn time(bench: &Bench, scenario: &str, at: &Site<'_>, look: &Look) -> Result<()> {
+    let size = at.size;
+    let word = |word: &&str| match *word {
+        "SOCKET" => at.socket.to_owned(),
+        word => word.replace("PORT", &at.port.to_string()).replace("TAG", TAG),
+    };
     let line: Vec<String> = look.line.iter().map(word).collect();
     let mut command = if line[0] == "portguard" { Command::new(binary()) } else { Command::new(&line[0]) };
     command.args(&line[1..]);
