@@ -65,17 +65,17 @@ pub(super) struct Restart {
 
 impl Restart {
     /// What a sidecar is asked for too.
-    const ASKED: &[&str] = &["restarted", "json"];
+    const ASKED: &[&str] = &["restarted", "user", "user_of", "json"];
 
     pub(super) async fn run(mut self, verbose: bool, given: &Given) -> anyhow::Result<Exit> {
-        if let Some(service) = self.unit.given() {
+        if let Some(named) = self.unit.named() {
             let output = |service: &str| {
                 let (service, drain) = (service.to_owned(), self.ending.drain());
                 let context = Context { service, command: "restart", dry_run: false, drain };
                 Output::new(context, self.output.json, verbose, Box::new(std::io::stderr()))
             };
             let plain = given.only(Self::ASKED);
-            if let Some(exit) = through::restart(&self.sidecar, service, plain, verbose, output).await {
+            if let Some(exit) = through::restart(&self.sidecar, named, plain, verbose, output).await {
                 return Ok(exit);
             }
         }

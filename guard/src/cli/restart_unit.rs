@@ -13,6 +13,7 @@ use super::free::rehearsed;
 use super::options;
 use super::output::Output;
 use super::restart::Restart;
+use super::through::Named;
 use super::units;
 use crate::report::{Context, unit_notes};
 use crate::runtime::spelling::parse_user;
@@ -41,8 +42,9 @@ pub(super) struct UnitOptions {
 
 impl UnitOptions {
     /// What is to be restarted by its name, as it was given.
-    pub(super) fn given(&self) -> Option<&str> {
-        self.restarted.as_deref()
+    pub(super) fn named(&self) -> Option<Named<'_>> {
+        let manager = (self.user || self.user_of.is_some()).then(|| self.manager());
+        self.restarted.as_deref().map(|name| Named { name, manager })
     }
 
     /// The unit, when it is one that is to be restarted.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args};
-use guard_core::model::{BindOutcome, BindSpec};
+use guard_core::model::{BindOutcome, BindSpec, Manager, UnitName};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -213,17 +213,25 @@ pub(super) async fn status(
     Some(exit)
 }
 
+/// What `portguard restart NAME` names: a service, or a unit.
+#[derive(Clone, Copy)]
+pub(super) struct Named<'n> {
+    pub(super) name: &'n str,
+    /// It can only be a unit of this one.
+    pub(super) manager: Option<Manager>,
+}
+
 /// `portguard restart NAME`; `None`: it is no service of a running sidecar. `plain`: nothing was
 /// asked for that the sidecar knows nothing of.
 pub(super) async fn restart(
     options: &SidecarOptions,
-    name: &str,
+    Named { name, manager }: Named<'_>,
     plain: bool,
     verbose: bool,
     output: impl FnOnce(&str) -> Output,
 ) -> Option<Exit> {
     let door = options.door()?;
-    let served = match door.named(name).await {
+    let served = match door.named(name, manager).await {
         Ok(served) => served,
         Err(why) => {
             unfit(&door, verbose, &why);
@@ -234,23 +242,28 @@ pub(super) async fn restart(
         say_why(
             &door,
             verbose,
-            &format!("its service {name} is restarted as it is configured, without options"),
+            &format!("its service {} is restarted as it is configured, without options", served.name()),
         );
         return None;
     }
     if !served.can_restart() {
-        say_why(&door, verbose, &format!("nothing says how its service {name} is started"));
+        say_why(&door, verbose, &format!("nothing says how its service {} is started", served.name()));
         return None;
     }
+    let by_name = manager.is_none() && served.name() == name;
+    let unit = UnitName::new(name);
     let through = Through::new(served.name(), served.socket(), served.tier());
     announce(&through);
-    if served.name() == name && !name.contains('.') {
-        complain(&format!(
-            "(a systemd unit of that name is restarted by `portguard restart {name}.service`)"
-        ));
+    if by_name && !name.contains('.') && !served.is_unit(&unit) {
+        complain(&format!("(a systemd unit of that name is restarted by `portguard restart {unit}`)"));
     }
     match served.restart().await {
         Ok(restart) => Some(follow(restart, &through, verbose, &mut output(&through.service)).await),
+        // Who names a unit may be allowed to restart it by its manager, such as one of his own.
+        Err(NotBegun::Forbidden(why)) if !by_name => {
+            complain(&format!("{why}; going on without the sidecar"));
+            None
+        }
         Err(NotBegun::Forbidden(why)) => {
             complain(&why);
             Some(Exit::NotPermitted)

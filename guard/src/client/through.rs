@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use guard_core::model::{BindSpec, Instant};
+use guard_core::model::{BindSpec, Instant, Manager, UnitName};
 use serde_json::Value;
 
 use super::connection::{ClientError, Connection, Events};
@@ -11,7 +11,7 @@ use super::events::{Event, What};
 use super::look::Look;
 use crate::runtime::{daemon, netns, now};
 use crate::sidecar::documents::{
-    EndpointDocument, GateDocument, RestartAccepted, RunDocument, ServiceList, ServiceSummary,
+    EndpointDocument, GateDocument, RestartAccepted, RunDocument, ServiceList, ServiceSummary, UnitDocument,
 };
 
 /// How long a sidecar may take to say what it serves: it knows by heart.
@@ -55,9 +55,17 @@ pub enum Unfit {
     /// It serves something else, as far as this user may see.
     #[error("the sidecar serves no service with exactly these endpoints in this network namespace")]
     OtherEndpoints,
-    /// It has no service of that name, as far as this user may see.
-    #[error("the sidecar has no service {0}")]
+    /// It has no service of that name or unit, as far as this user may see.
+    #[error("the sidecar has no service {0}, nor one that is this unit")]
     OtherName(String),
+    /// Each would be restarted with its own ports only.
+    #[error("several services of the sidecar are the unit {unit}: name one of {services}")]
+    Several {
+        /// The unit.
+        unit: String,
+        /// Their names.
+        services: String,
+    },
 }
 
 impl Unfit {
@@ -103,16 +111,38 @@ impl Door {
         Ok(Served { socket: self.socket.clone(), connection, summary })
     }
 
-    /// The service of that name.
+    /// The service of that name, or else the one that is this unit of the system's manager; with a
+    /// `manager`, only the one that is this unit of it.
     ///
     /// # Errors
     ///
     /// See [`Unfit`].
-    pub async fn named(&self, name: &str) -> Result<Served, Unfit> {
+    pub async fn named(&self, name: &str, manager: Option<Manager>) -> Result<Served, Unfit> {
         let (connection, services) = self.services().await?;
-        let summary = services.into_iter().find(|service| service.name == name);
-        let summary = summary.ok_or_else(|| Unfit::OtherName(name.to_owned()))?;
+        let summary = named(services, name, manager)?;
         Ok(Served { socket: self.socket.clone(), connection, summary })
+    }
+}
+
+fn named(
+    mut services: Vec<ServiceSummary>,
+    name: &str,
+    manager: Option<Manager>,
+) -> Result<ServiceSummary, Unfit> {
+    let of_name = |service: &ServiceSummary| manager.is_none() && service.name == name;
+    if let Some(index) = services.iter().position(of_name) {
+        return Ok(services.swap_remove(index));
+    }
+    let unit = UnitDocument::new(manager.unwrap_or(Manager::System), &UnitName::new(name));
+    services.retain(|service| service.unit.as_ref() == Some(&unit));
+    match services.pop() {
+        Some(only) if services.is_empty() => Ok(only),
+        Some(last) => {
+            let names: Vec<&str> =
+                services.iter().chain([&last]).map(|service| service.name.as_str()).collect();
+            Err(Unfit::Several { unit: unit.name, services: names.join(", ") })
+        }
+        None => Err(Unfit::OtherName(name.to_owned())),
     }
 }
 
@@ -174,6 +204,11 @@ impl Served {
     /// The configuration says how it is started.
     pub const fn can_restart(&self) -> bool {
         self.summary.can_restart
+    }
+
+    /// It is this unit of the system's manager.
+    pub fn is_unit(&self, name: &UnitName) -> bool {
+        self.summary.unit == Some(UnitDocument::new(Manager::System, name))
     }
 
     /// Waits until it is bindable, for no longer than `timeout`.
@@ -353,7 +388,7 @@ fn followed(event: &Event, value: Value) -> Followed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use guard_core::model::Port;
+    use guard_core::model::{Port, Uid};
 
     fn spec(address: &str, port: u16) -> BindSpec {
         BindSpec {
@@ -374,6 +409,43 @@ mod tests {
             reuse_address: true,
             interface: None,
         }
+    }
+
+    #[test]
+    fn a_service_is_known_by_its_name_and_by_its_unit() {
+        let service = |name: &str, unit: Option<(&str, Manager)>| ServiceSummary {
+            name: name.to_owned(),
+            verdict: "free".to_owned(),
+            tier: "poll".to_owned(),
+            shortfall: None,
+            looked_mono_ns: None,
+            endpoints: Vec::new(),
+            netns: None,
+            can_restart: true,
+            unit: unit.map(|(unit, manager)| UnitDocument::new(manager, &UnitName::new(unit))),
+            run: None,
+            last_run: None,
+        };
+        let alice = Manager::User(Uid(7));
+        let found = |name: &str, manager: Option<Manager>| {
+            let services = vec![
+                service("plain", None),
+                service("web", Some(("gateway.service", Manager::System))),
+                service("of-alice", Some(("gateway.service", alice))),
+                service("gateway", Some(("other.service", Manager::System))),
+                service("left", Some(("twin.service", Manager::System))),
+                service("right", Some(("twin.service", Manager::System))),
+            ];
+            named(services, name, manager).map(|service| service.name)
+        };
+        assert_eq!(found("plain", None).expect("its name"), "plain");
+        assert_eq!(found("gateway.service", None).expect("its unit"), "web");
+        assert_eq!(found("gateway", None).expect("a name goes before a unit"), "gateway");
+        assert_eq!(found("gateway", Some(alice)).expect("her unit"), "of-alice");
+        assert!(matches!(found("plain", Some(alice)), Err(Unfit::OtherName(_))));
+        assert!(matches!(found("plain.service", None), Err(Unfit::OtherName(_))));
+        let several = found("twin.service", None).expect_err("two");
+        assert!(several.to_string().ends_with("twin.service: name one of left, right"), "{several}");
     }
 
     #[test]

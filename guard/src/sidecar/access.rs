@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::config::{Config, Endpoint, Grant, ServiceConfig};
-use super::documents::EndpointDocument;
+use super::config::{Config, Endpoint, Grant, Restart, ServiceConfig};
+use super::documents::{EndpointDocument, UnitDocument};
 use crate::runtime::netns;
 use crate::runtime::spelling::{Address, Scope};
 
@@ -35,6 +35,7 @@ struct Rights {
 pub(super) struct Profile {
     /// It says how the service is started.
     pub(super) can_restart: bool,
+    pub(super) unit: Option<UnitDocument>,
     pub(super) endpoints: Vec<EndpointDocument>,
     /// The sidecar's own network namespace, when it is the service's too.
     pub(super) netns: Option<u64>,
@@ -58,6 +59,10 @@ impl Profile {
         };
         Self {
             can_restart: service.restart.is_some(),
+            unit: match &service.restart {
+                Some(Restart::Unit { manager, name, .. }) => Some(UnitDocument::new(*manager, name)),
+                Some(Restart::Command(_)) | None => None,
+            },
             endpoints: service.endpoints.iter().map(endpoint).collect(),
             netns: own_netns.filter(|_| service.netns.is_none()),
         }

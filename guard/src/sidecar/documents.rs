@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
+use guard_core::model::{Manager, UnitName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -33,10 +34,30 @@ pub(crate) struct ServiceSummary {
     pub(crate) netns: Option<u64>,
     /// The configuration says how it is started.
     pub(crate) can_restart: bool,
+    /// The unit by whose manager it is stopped and started; `null` when it is none.
+    pub(crate) unit: Option<UnitDocument>,
     /// The restart that is under way.
     pub(crate) run: Option<String>,
     /// The last restart that ended.
     pub(crate) last_run: Option<String>,
+}
+
+/// A systemd unit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct UnitDocument {
+    pub(crate) name: String,
+    /// `system`, or the number of the user whose manager it is.
+    pub(crate) manager: String,
+}
+
+impl UnitDocument {
+    pub(crate) fn new(manager: Manager, name: &UnitName) -> Self {
+        let manager = match manager {
+            Manager::System => "system".to_owned(),
+            Manager::User(uid) => uid.to_string(),
+        };
+        Self { name: name.to_string(), manager }
+    }
 }
 
 /// An address and a port, and how the service binds them.

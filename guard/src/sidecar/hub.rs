@@ -322,6 +322,7 @@ impl Hub {
             endpoints: profile.endpoints,
             netns: profile.netns,
             can_restart: profile.can_restart,
+            unit: profile.unit,
             run: state.and_then(|state| state.restart).map(run),
             last_run: state.and_then(|state| state.last_restart).map(run),
         }

@@ -15,7 +15,7 @@ use crate::sidecar::documents::ServiceList;
 fn known(names: &[&str]) -> News {
     let service = |name: &&str| {
         json!({ "name": name, "verdict": "unknown", "tier": "netlink", "shortfall": null,
-                "looked_mono_ns": null, "endpoints": [], "netns": null, "can_restart": true, "run": null, "last_run": null })
+                "looked_mono_ns": null, "endpoints": [], "netns": null, "can_restart": true, "unit": null, "run": null, "last_run": null })
     };
     let services: Vec<Value> = names.iter().map(service).collect();
     let list: ServiceList = serde_json::from_value(json!({ "services": services })).expect("a list");

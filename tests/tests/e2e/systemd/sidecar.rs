@@ -2,13 +2,14 @@
 
 use guard_tests::sidecar_unit::{SOCKET, SidecarUnit, UNIT, signals, steps};
 use guard_tests::systemd::{Machine, Manager, Service, USER};
-use guard_tests::{DEADLINE, World, each_tier, wait_until};
+use guard_tests::{DEADLINE, Finished, Portguard, World, each_tier, wait_until};
 use serde_json::Value;
 
 use super::{GATEWAY, boot, once, user_service};
 
 each_tier!(a_client_restarts_a_unit_through_the_socket);
 once!(
+    a_unit_is_found_by_its_name_under_which_it_is_no_service,
     a_unit_of_another_user,
     a_user_s_manager_that_came_after_the_sidecar,
     asked_from_inside_the_unit_and_the_asker_dies,
@@ -79,6 +80,44 @@ fn a_client_restarts_a_unit_through_the_socket(world: &World) {
     came_back(&machine);
     // And again: nothing is left of the first run.
     ended(&sidecar, &sidecar.restart("gateway"), "restarted", 0);
+}
+
+/// `portguard restart UNIT` goes through the sidecar whose service that unit is, whatever it calls it.
+fn a_unit_is_found_by_its_name_under_which_it_is_no_service(world: &World) {
+    let Some(machine) = boot(world) else { return };
+    let (port, own) = (world.port(), world.port());
+    machine.start(&Service::new(GATEWAY, &world.standin("").listen("127.0.0.1", port)));
+    machine.line(GATEWAY, "ready", 0);
+    machine.start_user_manager();
+    machine.install(Manager::User, &user_service(&machine, "own.service", own));
+    machine.ask(Manager::User, &["start", "own.service"]);
+    machine.line("own.service", "ready", 0);
+    let users = gateway(own, "")
+        .replace("service.gateway", "service.of-user")
+        .replace(&format!("unit = \"{GATEWAY}\""), &format!("user = {USER}, unit = \"own.service\""));
+    let services = gateway(port, "").replace("service.gateway", "service.web") + &users;
+    let sidecar = SidecarUnit::start(world, &machine, &services);
+    let document = sidecar.get("/v1/services/web").expect(200).json();
+    assert_eq!(document["unit"], serde_json::json!({ "name": GATEWAY, "manager": "system" }), "{document}");
+    let asked = |arguments: &[&str]| Portguard::bare(&["restart", "--json"]).args(arguments);
+    let came_through =
+        |finished: &Finished| finished.events.iter().all(|event| event.0["through"].is_string());
+    for (arguments, unit) in [
+        (&[GATEWAY][..], GATEWAY),
+        (&["gateway"], GATEWAY),
+        (&["own", "--user-of", &USER.to_string()], "own.service"),
+    ] {
+        let finished = machine.portguard(asked(arguments)).run().expect(0);
+        assert!(came_through(&finished), "{arguments:?}\n{finished}");
+        assert!(finished.mentions(unit), "{finished}");
+    }
+    machine.line(GATEWAY, "ready", 2);
+    machine.line("own.service", "ready", 1);
+    // Whom the sidecar does not let restart it may be allowed to by its manager.
+    let finished = machine.portguard_of_user(asked(&["own", "--user"])).run().expect(0);
+    assert!(!finished.events.is_empty() && !came_through(&finished), "{finished}");
+    assert!(finished.stderr.contains("going on without the sidecar"), "{finished}");
+    machine.line("own.service", "ready", 2);
 }
 
 fn a_unit_of_another_user(world: &World) {
