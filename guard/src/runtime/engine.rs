@@ -86,6 +86,8 @@ pub struct Engine<W> {
     tell: mpsc::UnboundedSender<(RunNumber, Told)>,
     numbers: Arc<AtomicU64>,
     requests: mpsc::Receiver<Request>,
+    /// It ends with the last of its runs.
+    retiring: bool,
     poll_at: Instant,
     witness: W,
 }
@@ -142,12 +144,14 @@ impl<W: Witness> Engine<W> {
             tell,
             numbers,
             requests,
+            retiring: false,
             poll_at: now(),
             witness,
         })
     }
 
-    /// Serves until nobody can ask for anything any more.
+    /// Serves until nobody can ask for anything any more, or until it was retired and its runs
+    /// are done.
     ///
     /// # Errors
     ///
@@ -159,6 +163,9 @@ impl<W: Witness> Engine<W> {
             // Only a run is in a hurry. Whoever merely watches keeps nobody from a processor.
             haste.set(!self.runs.is_empty());
             self.work()?;
+            if self.retiring && self.runs.is_empty() {
+                return Ok(());
+            }
             if self.doors.signalled() {
                 haste.release_is_near();
             }

@@ -21,9 +21,12 @@ pub(super) struct Peer {
 pub(super) struct Access {
     own_user: u32,
     services: BTreeMap<Arc<str>, Rights>,
+    /// Those that a reload has dropped, as they were: what they began goes on, and whoever could
+    /// follow it still can. No more than the configuration ever named.
+    former: BTreeMap<Arc<str>, Rights>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Rights {
     observe: Grant,
     control: Grant,
@@ -83,7 +86,15 @@ impl Access {
             .iter()
             .map(|service| (Arc::from(service.name.as_str()), rights(service)))
             .collect();
-        Self { own_user, services }
+        Self { own_user, services, former: BTreeMap::new() }
+    }
+
+    /// These rights from now on, after `before`.
+    pub(super) fn after(mut self, before: &Self) -> Self {
+        let dropped = before.former.iter().chain(&before.services);
+        let dropped = dropped.filter(|(name, _)| !self.services.contains_key(*name));
+        self.former = dropped.map(|(name, rights)| (Arc::clone(name), rights.clone())).collect();
+        self
     }
 
     fn is_superior(&self, peer: &Peer) -> bool {
@@ -96,9 +107,9 @@ impl Access {
         self.may_observe(peer, name).then(|| Arc::clone(name))
     }
 
-    /// Whoever may restart a service may see it too.
+    /// Whoever may restart a service may see it too, also what is left of one that a reload has dropped.
     pub(super) fn may_observe(&self, peer: &Peer, name: &str) -> bool {
-        let Some(rights) = self.services.get(name) else { return false };
+        let Some(rights) = self.services.get(name).or_else(|| self.former.get(name)) else { return false };
         self.is_superior(peer)
             || rights.observe.covers(peer.uid, &peer.groups)
             || rights.control.covers(peer.uid, &peer.groups)
@@ -153,6 +164,20 @@ mod tests {
         assert!(access.visible(&peer(1, &[]), "closed").is_none());
         assert!(access.visible(&peer(7, &[]), "closed").is_some());
         assert!(access.visible(&peer(0, &[]), "no-such").is_none());
+    }
+
+    #[test]
+    fn whoever_could_follow_a_service_follows_it_after_a_reload_has_dropped_it() {
+        let config = |text| Access::new(&Config::parse(text).expect("a configuration"), 5);
+        let kept = "[service.open]\nendpoints = [80]\n";
+        let reloaded = config(kept).after(&access());
+        let seen = |access: &Access, uid| access.may_observe(&peer(uid, &[]), "closed");
+        assert!(seen(&reloaded, 7) && !seen(&reloaded, 1), "as it was");
+        assert!(reloaded.visible(&peer(0, &[]), "closed").is_none(), "nothing more can be asked of it");
+        assert!(!reloaded.may_control(&peer(0, &[]), "closed"));
+        assert!(seen(&config(kept).after(&reloaded), 7), "another reload");
+        let back = config("[service.closed]\nendpoints = [81]\nobserve = { uid = [1] }\n").after(&reloaded);
+        assert!(seen(&back, 1) && !seen(&back, 7), "it is back with other rights");
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub(super) const NOTICES: usize = 16_384;
 pub(super) struct Engines {
     observer: ObserverConfig,
     by_netns: BTreeMap<Option<Place>, mpsc::Sender<Request>>,
+    /// Of network namespaces that no service is in any more: they end with their last runs, and
+    /// leave them when this goes.
+    retired: Vec<mpsc::Sender<Request>>,
     by_service: BTreeMap<Arc<str>, Option<Place>>,
     numbers: Arc<AtomicU64>,
     units: Units,
@@ -59,6 +62,7 @@ impl Engines {
         let engines = Self {
             observer,
             by_netns: BTreeMap::new(),
+            retired: Vec::new(),
             by_service: BTreeMap::new(),
             numbers: Arc::new(AtomicU64::new(1)),
             units,
@@ -105,9 +109,21 @@ impl Engines {
                 return Err(SidecarError::LoopEnded);
             }
         }
-        self.by_netns.retain(|place, _| wanted.contains_key(place));
+        self.retire(|place| !wanted.contains_key(place)).await;
         self.learn(config);
         Ok(())
+    }
+
+    /// Asks these event loops nothing any more. What they began goes on: a restart that ended half
+    /// way would leave its service stopped.
+    async fn retire(&mut self, is_over: impl Fn(&Option<Place>) -> bool) {
+        self.retired.retain(|requests| !requests.is_closed());
+        for (_, requests) in self.by_netns.extract_if(.., |place, _| is_over(place)) {
+            // One that has ended by itself has no runs.
+            if requests.send(Request::Retire).await.is_ok() {
+                self.retired.push(requests);
+            }
+        }
     }
 
     fn learn(&mut self, config: &Config) {
@@ -131,6 +147,7 @@ impl Engines {
     /// Asks nothing any more: every event loop ends what it does, and itself.
     pub(super) fn close(&mut self) {
         self.by_netns.clear();
+        self.retired.clear();
         self.by_service.clear();
         // Its copies are the loops' own: the hub ends with the last of them.
         self.notices = mpsc::channel(1).0;

@@ -1,6 +1,6 @@
 //! What a configuration of the sidecar leads to, and what a reload takes up.
 
-use guard_tests::sidecar::service;
+use guard_tests::sidecar::{event, service};
 use guard_tests::{Caller, DEADLINE, Sidecar, Standin, World, each_tier, wait_until};
 use nix::sys::signal::Signal;
 
@@ -8,6 +8,7 @@ each_tier!(
     a_service_in_another_network_namespace,
     a_reload_cannot_add_a_network_namespace_and_loses_nothing,
     a_reload_that_fails_in_one_namespace_changes_nothing_in_any,
+    a_reload_that_drops_a_network_namespace_abandons_no_restart_there,
 );
 
 /// The keys of a service that is where `resident` lives.
@@ -66,6 +67,51 @@ fn a_reload_cannot_add_a_network_namespace_and_loses_nothing(world: &World) {
     for name in ["more", "there"] {
         assert_eq!(sidecar.get(&format!("/v1/services/{name}")).code, 404, "{name}");
     }
+}
+
+fn a_reload_that_drops_a_network_namespace_abandons_no_restart_there(world: &World) {
+    let port = world.port();
+    let old = world.standin("--on-term hang").listen("127.0.0.1", port).by(Caller::elsewhere()).start();
+    let next = world.standin("--on-term exit").listen("127.0.0.1", port);
+    let here = service("here", port, None, "");
+    let budget = "budget = { drain = \"1s\" }\n";
+    let there = service("there", port, Some(&next), &format!("{budget}{}", inside(&old)));
+    let mut sidecar = Sidecar::start(world, "", &format!("{here}{there}"));
+    let follower = sidecar.follow(&[]);
+    let engines = || threads(sidecar.child.id.pid, "engine");
+    assert_eq!(engines(), 2);
+    let run = sidecar.post("/v1/services/there/restart").expect(202).run();
+    event(&follower, "SIGTERM", |event| event["type"] == "signal_sent");
+    sidecar.rewrite(&here);
+    sidecar.child.signal(Signal::SIGHUP);
+    let dropped = || sidecar.get("/v1/services/there").code == 404;
+    assert!(wait_until(DEADLINE, dropped), "{}", sidecar.child.said());
+    assert_eq!(sidecar.post("/v1/services/there/restart").code, 404);
+    // Whoever asked for it learns of its end.
+    event(&follower, "the end of the run", |event| event["type"] == "run_finished" && event["run"] == *run);
+    let document = sidecar.finished(&run);
+    assert_eq!(document["outcome"], "restarted", "{document}");
+    assert!(!old.child.alive());
+    assert!(wait_until(DEADLINE, || engines() == 1), "its event loop ends with it");
+    assert_eq!(sidecar.get("/healthz").code, 200);
+    assert_eq!(sidecar.verdict("here"), "free");
+    sidecar.child.signal(Signal::SIGTERM);
+    assert_eq!(sidecar.child.wait(DEADLINE).code(), Some(0), "{}", sidecar.child.said());
+    // What it started is outside of the test's own namespace, whose end would end it.
+    let listening =
+        document["events"].as_array().into_iter().flatten().find(|event| event["step"] == "listening");
+    let pid = listening.and_then(|event| event["pid"].as_i64()).and_then(|pid| i32::try_from(pid).ok());
+    let pid = pid.unwrap_or_else(|| panic!("nobody listens: {document}"));
+    if let Some(pidfd) = guard_tests::process::PidFd::open(pid) {
+        pidfd.signal(Signal::SIGKILL);
+    }
+}
+
+/// How many threads of this name a process has.
+fn threads(pid: i32, name: &str) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|comm| comm.trim_end() == name).count()
 }
 
 fn a_reload_that_fails_in_one_namespace_changes_nothing_in_any(world: &World) {

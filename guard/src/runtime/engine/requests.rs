@@ -41,6 +41,7 @@ impl<W: Witness> Engine<W> {
                 self.services.values_mut().for_each(|standing| standing.outdated = true);
                 self.witness.tier(self.doors.observer.tier(), self.doors.observer.shortfall());
             }
+            Request::Retire => self.retiring = true,
         }
     }
 

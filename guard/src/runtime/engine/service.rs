@@ -233,6 +233,8 @@ pub enum Request {
     },
     /// Tell anew how everything is: some of what was told has got lost.
     Refresh,
+    /// Nothing is guarded here any more: serve until the last run has ended.
+    Retire,
 }
 
 /// How a run of the engine ended.
