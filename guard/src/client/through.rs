@@ -251,7 +251,7 @@ impl Served {
             Err(Unfit::Client(ClientError::Refused { code: 403, message, .. })) => {
                 Err(NotBegun::Forbidden(message))
             }
-            Err(Unfit::Client(ClientError::Refused { code: 409, message, .. })) => {
+            Err(Unfit::Client(ClientError::Refused { error, message, .. })) if error == "no_restart" => {
                 Err(NotBegun::NoRestart(message))
             }
             Err(Unfit::Client(ClientError::Refused { message, .. })) => Err(NotBegun::NotAsked(message)),

@@ -124,15 +124,19 @@ async fn restart(shared: &Shared, peer: &Peer, name: &str) -> Answer {
             let accepted = RestartAccepted { service: name.to_string(), run, joined: ticket.joined };
             json(StatusCode::ACCEPTED, &accepted)
         }
-        Ok(Err(refused)) => refusal(&refused),
+        Ok(Err(refused)) => refusal(shared, &refused),
         Err(_) => unavailable("the event loop of this service has ended"),
     }
 }
 
-fn refusal(refused: &Refused) -> Answer {
+fn refusal(shared: &Shared, refused: &Refused) -> Answer {
     match refused {
         Refused::NoService => not_found(),
         Refused::NoRestart => problem(StatusCode::CONFLICT, "no_restart", refused.to_string()),
+        Refused::Outdated(number) => {
+            let run = shared.hub().run_id(*number);
+            problem(StatusCode::CONFLICT, "outdated_restart", format!("run {run}: {refused}"))
+        }
         Refused::Asker(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, "internal", refused.to_string()),
     }
 }
@@ -207,7 +211,7 @@ async fn gate(shared: &Shared, peer: &Peer, name: &str, query: Option<&str>) -> 
             let message = format!("the gate of {name} did not open");
             problem(StatusCode::CONFLICT, outcome_code(&outcome), message)
         }
-        Ok(Err(refused)) => refusal(&refused),
+        Ok(Err(refused)) => refusal(shared, &refused),
         Err(_) => unavailable("the sidecar stopped waiting: it is being stopped"),
     }
 }

@@ -6,7 +6,7 @@ use guard_tests::child::Child;
 use guard_tests::kernel::policy;
 use guard_tests::schema::check;
 use guard_tests::sidecar::{event, service};
-use guard_tests::{DEADLINE, Sidecar, World, each_tier, stays, wait_until};
+use guard_tests::{DEADLINE, Portguard, Sidecar, World, each_tier, stays, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::time::Duration;
@@ -16,6 +16,7 @@ each_tier!(
     sends_what_it_describes,
     restarts_on_request,
     a_second_request_joins,
+    what_a_reload_has_changed_is_not_joined_as_it_was,
     a_foreign_holder_is_refused,
     a_command_that_fails_is_told,
     the_gate_opens_for_whoever_waits,
@@ -142,6 +143,40 @@ fn a_second_request_joins(world: &World) {
     let third = sidecar.post("/v1/services/web/restart").expect(202).json();
     assert_ne!(first["run"], third["run"]);
     assert_eq!(sidecar.finished(third["run"].as_str().expect("a run"))["outcome"], "restarted");
+}
+
+/// Whoever asks after the reload asks for the new command.
+fn what_a_reload_has_changed_is_not_joined_as_it_was(world: &World) {
+    let port = world.port();
+    let old = world.standin("--on-term hang").listen("127.0.0.1", port).start();
+    let next = world.standin("--on-term exit").listen("127.0.0.1", port);
+    let newer = world.standin("--on-term delay=1ms").listen("127.0.0.1", port);
+    let web = |plan| service("web", port, Some(plan), "budget = { drain = \"1s\" }");
+    let sidecar = Sidecar::start(world, "", &web(&next));
+    let follower = sidecar.follow(&[]);
+    let first = sidecar.post("/v1/services/web/restart").expect(202).run();
+    event(&follower, "SIGTERM", |event| event["type"] == "signal_sent");
+    let mark = service("mark", world.port(), None, "");
+    sidecar.rewrite(&(web(&newer) + &mark));
+    sidecar.child.signal(Signal::SIGHUP);
+    assert!(
+        wait_until(DEADLINE, || sidecar.get("/v1/services/mark").code == 200),
+        "{}",
+        sidecar.child.said()
+    );
+    let refused = sidecar.post("/v1/services/web/restart").expect(409).json();
+    assert_eq!(refused["error"], "outdated_restart", "{refused}");
+    let message = refused["message"].as_str().unwrap_or_default();
+    assert!(message.contains(&first) && message.contains("ask again"), "{message}");
+    // Nor does a command begin one of its own beside it.
+    let socket = sidecar.socket.to_str().expect("a path in UTF-8");
+    let asked = Portguard::bare(&["restart", "web", "--socket", socket]).run().expect(3);
+    assert!(asked.stderr.contains("has not begun") && asked.stderr.contains(&first), "{asked}");
+    assert_eq!(sidecar.finished(&first)["outcome"], "restarted");
+    assert!(!old.child.alive());
+    let again = sidecar.post("/v1/services/web/restart").expect(202).json();
+    assert_eq!(again["joined"], false);
+    assert_eq!(sidecar.finished(again["run"].as_str().expect("a run"))["outcome"], "restarted");
 }
 
 fn a_foreign_holder_is_refused(world: &World) {

@@ -15,6 +15,13 @@ pub trait Pattern: fmt::Debug + Send + Sync {
     fn source(&self) -> &str;
 }
 
+/// The same rule is the one that is written the same.
+impl PartialEq for dyn Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.source() == other.source()
+    }
+}
+
 /// What the service manager says about a unit that a rule names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnitState {
@@ -72,7 +79,7 @@ impl UnitRule {
 /// is in no service at all (a login session, a terminal, the root cgroup) is
 /// recognised when everything else fits and its argv or exe is among that. It
 /// was respawned outside its unit.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Rules {
     /// Looked for in comm, exe and argv.
     pub patterns: Vec<Box<dyn Pattern>>,

@@ -54,13 +54,14 @@ impl<W: Witness> Engine<W> {
     }
 
     fn restart(&mut self, name: &str) -> Result<Ticket, Refused> {
-        if let Some(number) = self.under_way(name, Kind::Restart) {
-            return Ok(Ticket { number, joined: true });
-        }
         let standing = self.services.get(name).ok_or(Refused::NoService)?;
         let service = Arc::clone(&standing.service);
         if service.start.is_none() {
             return Err(Refused::NoRestart);
+        }
+        if let Some(number) = self.under_way(name, Kind::Restart) {
+            let same = self.runs.get(&number).is_some_and(|run| run.info.service.restarts_like(&service));
+            return if same { Ok(Ticket { number, joined: true }) } else { Err(Refused::Outdated(number)) };
         }
         let budgets = service.budgets(None);
         let number = self.begin(service, Kind::Restart, Goal::Free, budgets)?;

@@ -116,6 +116,16 @@ impl Service {
         rules
     }
 
+    /// A restart of the one is a restart of the other.
+    pub(super) fn restarts_like(&self, other: &Self) -> bool {
+        self.endpoints == other.endpoints
+            && self.start == other.start
+            && (self.drain, self.timeout, self.start_budget)
+                == (other.drain, other.timeout, other.start_budget)
+            && (self.port_only, self.evict) == (other.port_only, other.evict)
+            && (self.rules)() == (other.rules)()
+    }
+
     /// Connections block its bind too.
     pub(super) fn is_strict(&self) -> bool {
         self.endpoints.iter().any(|spec| !spec.reuse_address)
@@ -176,6 +186,11 @@ pub enum Refused {
     /// Nothing says how the service is started.
     #[error("the configuration does not say how this service is started")]
     NoRestart,
+    /// Joining it would not be what was asked for.
+    #[error(
+        "its restart that is under way began before the configuration changed; ask again when it has ended"
+    )]
+    Outdated(RunNumber),
     /// portguard cannot tell who it is itself.
     #[error(transparent)]
     Asker(#[from] crate::runtime::asker::AskerError),
@@ -195,7 +210,8 @@ pub type Waited = Result<Opened, Outcome>;
 
 /// What the engine can be asked for.
 pub enum Request {
-    /// Begin a restart of this service, or join the one that is under way.
+    /// Begin a restart of this service, or join the one that is under way, unless the
+    /// configuration of the service has changed since that began.
     Restart {
         /// Its name.
         service: Arc<str>,
@@ -284,4 +300,33 @@ pub trait Witness {
     fn guarded(&mut self, names: Vec<Arc<str>>);
     /// A service is no longer guarded.
     fn forgotten(&mut self, service: &Arc<str>);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::spelling::Regex;
+
+    #[test]
+    fn a_restart_is_another_when_anything_of_it_has_changed() {
+        let service = |pattern: &'static str, evict: bool, command: &str| Service {
+            name: "web".into(),
+            endpoints: Vec::new(),
+            rules: Arc::new(move || Rules {
+                patterns: vec![Box::new(pattern.parse::<Regex>().expect("a rule"))],
+                ..Rules::default()
+            }),
+            drain: None,
+            timeout: None,
+            port_only: false,
+            evict,
+            start: Some(Start::Command(vec![command.into()])),
+            start_budget: Duration::from_secs(1),
+        };
+        let old = service("gateway", false, "/bin/a");
+        assert!(old.restarts_like(&service("gateway", false, "/bin/a")));
+        assert!(!old.restarts_like(&service("gateway2", false, "/bin/a")), "others may be ended");
+        assert!(!old.restarts_like(&service("gateway", true, "/bin/a")));
+        assert!(!old.restarts_like(&service("gateway", false, "/bin/b")));
+    }
 }

@@ -46,7 +46,7 @@ pub(super) fn document() -> Value {
         },
         "/v1/services/{name}/restart": {
             "post": operation(
-                "Restart a service, or join the restart that is under way.",
+                "Restart a service, or join the restart that is under way; 409 when the service's configuration has changed since that began.",
                 json!([name]),
                 answers("202", "The run.", &accepted),
             ),
