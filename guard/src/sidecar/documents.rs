@@ -26,7 +26,7 @@ pub(crate) struct ServiceSummary {
     pub(crate) tier: String,
     /// Why the tier is not a better one.
     pub(crate) shortfall: Option<String>,
-    /// `CLOCK_MONOTONIC` of the last look; `null` before the first.
+    /// `CLOCK_MONOTONIC` of when the last look began; `null` before the first.
     pub(crate) looked_mono_ns: Option<u64>,
     /// What must be bindable, all of it at once.
     pub(crate) endpoints: Vec<EndpointDocument>,

@@ -41,8 +41,8 @@ pub(super) enum What {
     Run(RunNumber, &'static str, Body),
     /// Outside of any run.
     Event(Body),
-    /// A look at a service that nothing is under way for.
-    Looked(Body),
+    /// A look at a service that nothing is under way for, and when it began.
+    Looked(Instant, Body),
     /// The tier of these services, and why it is not a better one.
     Tier(&'static str, Option<String>),
     /// The service is no longer guarded.
@@ -58,9 +58,18 @@ pub(super) struct Kept {
     pub(super) json: Arc<str>,
 }
 
+/// What the last look at a service found.
+#[derive(Debug)]
+struct LastLook {
+    began: Instant,
+    /// When it was told.
+    at: Instant,
+    body: Body,
+}
+
 #[derive(Debug, Default)]
 struct ServiceState {
-    snapshot: Option<(Instant, Body)>,
+    looked: Option<LastLook>,
     restart: Option<RunNumber>,
     last_restart: Option<RunNumber>,
 }
@@ -157,14 +166,14 @@ impl Hub {
                 }
             }
             What::Event(body) => drop(self.keep_event(at, service, None, &body)),
-            What::Looked(body) => {
+            What::Looked(began, body) => {
                 let Some(service) = service else { return };
                 let state = self.services.entry(Arc::clone(&service)).or_default();
-                let news = state.snapshot.as_ref().is_none_or(|(_, last)| !last.same_snapshot(&body));
+                let news = state.looked.as_ref().is_none_or(|last| !last.body.same_snapshot(&body));
                 if news {
                     self.keep_event(at, Some(Arc::clone(&service)), None, &body);
                 }
-                self.services.entry(service).or_default().snapshot = Some((at, body));
+                self.services.entry(service).or_default().looked = Some(LastLook { began, at, body });
             }
             What::Tier(tier, shortfall) => {
                 if let Some(service) = service {
@@ -302,7 +311,7 @@ impl Hub {
         };
         let lagged = missed.map(|count| private(now(), None, &Body::Lagged { count }));
         let snapshots = self.services.iter().filter(|(name, _)| may_see(name)).filter_map(|(name, state)| {
-            state.snapshot.as_ref().map(|(at, body)| private(*at, Some(name), body))
+            state.looked.as_ref().map(|last| private(last.at, Some(name), &last.body))
         });
         lagged.into_iter().chain(snapshots).collect()
     }
@@ -310,7 +319,7 @@ impl Hub {
     /// A service in short.
     pub(super) fn summary(&self, name: &str, profile: Profile) -> ServiceSummary {
         let state = self.services.get(name);
-        let snapshot = state.and_then(|state| state.snapshot.as_ref());
+        let looked = state.and_then(|state| state.looked.as_ref());
         let tier = self.tiers.get(name);
         let run = |number: RunNumber| self.run_id(number);
         ServiceSummary {
@@ -318,7 +327,7 @@ impl Hub {
             verdict: self.verdict(name).to_owned(),
             tier: tier.map_or("poll", |(tier, _)| tier).to_owned(),
             shortfall: tier.and_then(|(_, shortfall)| shortfall.clone()),
-            looked_mono_ns: snapshot.map(|(at, _)| at.as_nanos()),
+            looked_mono_ns: looked.map(|last| last.began.as_nanos()),
             endpoints: profile.endpoints,
             netns: profile.netns,
             can_restart: profile.can_restart,
@@ -329,16 +338,16 @@ impl Hub {
     }
 
     fn verdict(&self, name: &str) -> &'static str {
-        let snapshot = self.services.get(name).and_then(|state| state.snapshot.as_ref());
-        snapshot.and_then(|(_, body)| body.verdict()).unwrap_or("unknown")
+        let looked = self.services.get(name).and_then(|state| state.looked.as_ref());
+        looked.and_then(|last| last.body.verdict()).unwrap_or("unknown")
     }
 
     /// A service with what the last look found.
     pub(super) fn service(&self, name: &str, profile: Profile) -> ServiceDocument {
-        let snapshot = self.services.get(name).and_then(|state| state.snapshot.as_ref());
+        let looked = self.services.get(name).and_then(|state| state.looked.as_ref());
         ServiceDocument {
             summary: self.summary(name, profile),
-            snapshot: snapshot.map(|(_, body)| body.clone()),
+            snapshot: looked.map(|last| last.body.clone()),
         }
     }
 
@@ -478,6 +487,21 @@ mod tests {
         assert_eq!((last.state.as_str(), last.exit_code), ("finished", Some(0)));
         assert!(hub.run_document("e-299", |_| false).is_none(), "it may not be seen");
         assert_eq!(hub.runs.len(), FINISHED_RUNS);
+    }
+
+    /// Whoever asks for a look that is no older than the question would take it for one.
+    #[test]
+    fn a_look_that_began_before_the_question_and_ended_after_it_is_older_than_the_question() {
+        let mut hub = hub(10);
+        let moment = Instant::from_nanos;
+        let what = What::Looked(moment(5), Body::EventsLost { count: 1 });
+        hub.take(Notice { at: moment(9), service: Some("web".into()), what });
+        assert_eq!(hub.summary("web", Profile::default()).looked_mono_ns, Some(5));
+        let (events, _) = hub.read(&Cursor::Fresh { missed: None }, 10, |_| true);
+        assert!(
+            events[0].json.contains("\"mono_ns\":9"),
+            "the event is of the moment it was told: {events:?}"
+        );
     }
 
     #[test]

@@ -107,8 +107,8 @@ impl Witness for Teller {
         self.tell(at, Some(&run.service.name), What::Run(run.number, run.kind.name(), body));
     }
 
-    fn looked(&mut self, service: &Service, gate: &Gate, tier: Tier, at: Instant) {
-        self.tell(at, Some(&service.name), What::Looked(Body::looked(gate, tier)));
+    fn looked(&mut self, service: &Service, gate: &Gate, tier: Tier, since: Instant, at: Instant) {
+        self.tell(at, Some(&service.name), What::Looked(since, Body::looked(gate, tier)));
     }
 
     fn happened(&mut self, service: &Service, at: Instant, entry: &Entry) {

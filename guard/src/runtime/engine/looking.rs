@@ -53,7 +53,9 @@ impl<W: Witness> Engine<W> {
     pub(super) fn standing_ended(&mut self, name: &Arc<str>) {
         let Some(standing) = self.services.get_mut(name) else { return };
         let Some(gate) = standing.gate.take() else { return };
-        self.witness.looked(&standing.service, &gate, self.doors.observer.tier(), now());
+        let at = now();
+        let since = standing.began.unwrap_or(at);
+        self.witness.looked(&standing.service, &gate, self.doors.observer.tier(), since, at);
         let claims = gate.holders().iter().filter(|holder| !holder.lingers());
         let owners: Vec<ProcessId> = claims.flat_map(|holder| &holder.owners).map(|owner| owner.id).collect();
         for owner in owners {

@@ -288,8 +288,8 @@ pub trait Witness {
     fn unit_step(&mut self, run: &RunInfo, at: Instant, step: &Step);
     /// A run ended.
     fn ended(&mut self, run: &RunInfo, gate: &Gate, tier: Tier, at: Instant, end: &End<'_>);
-    /// A look at a service that nothing is under way for.
-    fn looked(&mut self, service: &Service, gate: &Gate, tier: Tier, at: Instant);
+    /// A look at a service that nothing is under way for, which shows nothing older than `since`.
+    fn looked(&mut self, service: &Service, gate: &Gate, tier: Tier, since: Instant, at: Instant);
     /// Something happened to a service that no run has told of.
     fn happened(&mut self, service: &Service, at: Instant, entry: &Entry);
     /// Something happened to all of them.

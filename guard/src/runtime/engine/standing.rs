@@ -25,8 +25,8 @@ pub(super) struct Standing {
     pub(super) gate: Option<Gate>,
     /// A hint contradicts what is known.
     pub(super) outdated: bool,
-    /// When the last look began.
-    began: Option<Instant>,
+    /// When the last look, or the one that is under way, began.
+    pub(super) began: Option<Instant>,
     /// When the last look ended.
     ended: Option<Instant>,
     /// What the manager of its unit said last.
