@@ -49,6 +49,9 @@ pub struct Event<'a> {
     /// The run that it is a part of.
     #[serde(skip_serializing_if = "Option::is_none")]
     run: Option<&'a str>,
+    /// The socket of the sidecar that a command went through. A sidecar's own stream has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    through: Option<&'a str>,
     #[serde(flatten)]
     body: &'a Body,
 }
@@ -63,7 +66,7 @@ impl<'a> Event<'a> {
         body: &'a Body,
     ) -> Self {
         let time = humantime::format_rfc3339_micros(wall_clock(at)).to_string();
-        Self { v: VERSION, seq, time, mono_ns: at.as_nanos(), service, run, body }
+        Self { v: VERSION, seq, time, mono_ns: at.as_nanos(), service, run, through: None, body }
     }
 }
 

@@ -1,6 +1,7 @@
 //! `gate`, `status` and `restart NAME` through a running sidecar: the same verdicts, the same exit codes.
 
 use guard_tests::caller::NOBODY;
+use guard_tests::schema::check;
 use guard_tests::sidecar::service;
 use guard_tests::{Caller, DEADLINE, Finished, Portguard, Sidecar, Verdict, World, each_tier, stays};
 use nix::sys::signal::Signal;
@@ -14,7 +15,8 @@ each_tier!(
     a_gate_goes_on_when_the_sidecar_dies,
     a_restart_goes_through_the_sidecar,
     each_end_of_a_restart_has_its_exit_code,
-    a_restart_is_never_begun_twice
+    a_restart_is_never_begun_twice,
+    events_that_came_through_fit_the_schema
 );
 
 /// `portguard COMMAND --json` about `127.0.0.1:port`, in whatever tier.
@@ -180,4 +182,27 @@ fn a_restart_is_never_begun_twice(world: &World) {
     let finished = asked.finish().expect(3);
     assert!(finished.stderr.contains("is not known") || finished.mentions("is not known"), "{finished}");
     assert!(stays(Duration::from_millis(300), || old.child.alive()), "nothing goes on");
+}
+
+/// Whoever reads a command's events with the published schema knows the field `through` from it.
+fn events_that_came_through_fit_the_schema(world: &World) {
+    let port = world.port();
+    let _old = world.standin("--on-term exit").listen("127.0.0.1", port).start();
+    let next = world.standin("--on-term exit").listen("127.0.0.1", port);
+    let sidecar = Sidecar::start(world, "", &service("web", port, Some(&next), ""));
+    let document = sidecar.get("/openapi.json").expect(200).json();
+    let schema = &document["components"]["schemas"]["Event"];
+    let described = &schema["properties"]["through"];
+    assert!(described["description"].is_string(), "{schema}");
+    for (command, code) in [
+        (about("status", &sidecar, port), 1),
+        (about("gate", &sidecar, port).timeout("300ms"), 1),
+        (restart(&sidecar, "web"), 0),
+    ] {
+        let finished = command.run().expect(code);
+        through(&finished, true);
+        for event in &finished.events {
+            check(&document, schema, &event.0, "it").unwrap_or_else(|why| panic!("{why}\nin {}", event.0));
+        }
+    }
 }
