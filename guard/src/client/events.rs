@@ -74,6 +74,7 @@ pub(super) enum What {
         detail: Option<String>,
         took_us: f64,
     },
+    ServiceRemoved {},
     Lagged {
         count: Option<u64>,
     },
@@ -223,6 +224,7 @@ mod tests {
         let step = read(&Body::step("listening", Some(4), Some("it listens".to_owned())));
         assert!(matches!(step.what, What::RunStep(step) if step.pid == Some(4) && step.step == "listening"));
         assert_eq!(read(&Body::EventsLost { count: 3 }).what, What::EventsLost { count: 3 });
+        assert_eq!(read(&Body::ServiceRemoved {}).what, What::ServiceRemoved {});
         assert_eq!(read(&Body::Lagged { count: None }).what, What::Lagged { count: None });
         assert_eq!(read(&Body::Respawned { by: Vec::new() }).what, What::Respawned {});
     }

@@ -63,6 +63,9 @@ pub(super) fn sentence(event: &Event) -> String {
             let detail = detail.as_ref().map(|detail| format!(": {detail}")).unwrap_or_default();
             format!("{} after {}{detail}", outcome.replace('_', " "), micros(*took_us))
         }
+        What::ServiceRemoved {} => {
+            "guarded no longer: a reload of the configuration has dropped it".to_owned()
+        }
         What::Lagged { count: Some(count) } => {
             format!("this reader was too slow and missed {count} events; what follows is how things are now")
         }

@@ -148,6 +148,8 @@ pub enum Body {
         took_us: f64,
         tier: &'static str,
     },
+    /// A reload has dropped this service. A run that is under way for it goes on.
+    ServiceRemoved {},
     /// This reader was too slow: so many events were not sent to it. Snapshots follow.
     Lagged {
         /// `null`: it is not known how many, because the sidecar was restarted meanwhile.
@@ -389,6 +391,7 @@ impl Body {
             Self::Respawned { .. } => "respawned",
             Self::RunFinished { .. } => "run_finished",
             Self::BindFailed(_) => "bind_failed",
+            Self::ServiceRemoved {} => "service_removed",
             Self::Lagged { .. } => "lagged",
         }
     }

@@ -9,13 +9,13 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
 use super::config::{Config, ObserverConfig, Restart, ServiceConfig};
-use super::hub::Notice;
+use super::hub::{Notice, What};
 use super::serve::SidecarError;
 use super::teller::Teller;
 use crate::runtime::engine::{Engine, Request, Service, Sources, Start, UnitStart};
 use crate::runtime::spelling::Place;
 use crate::runtime::units::Units;
-use crate::runtime::{daemon, netns};
+use crate::runtime::{daemon, netns, now};
 
 /// Requests that wait for an event loop.
 const REQUESTS: usize = 1024;
@@ -44,7 +44,7 @@ pub(super) struct Engines {
 #[derive(Debug)]
 pub(super) struct Outlet {
     pub(super) notices: mpsc::Receiver<Notice>,
-    /// Ends of runs that did not fit there: no run shall seem to go on for ever.
+    /// Ends of runs that did not fit there, and of services: none shall seem to go on for ever.
     pub(super) ends: mpsc::UnboundedReceiver<Notice>,
     /// Notices that did not fit.
     pub(super) overrun: Arc<AtomicU64>,
@@ -126,9 +126,17 @@ impl Engines {
         }
     }
 
+    /// Knows where each service is, and tells which ones there are no more.
     fn learn(&mut self, config: &Config) {
         let place = |service: &ServiceConfig| (Arc::from(service.name.as_str()), service.netns.clone());
-        self.by_service = config.services.iter().map(place).collect();
+        let known = config.services.iter().map(place).collect();
+        let before = std::mem::replace(&mut self.by_service, known);
+        let gone = before.into_keys().filter(|name| !self.by_service.contains_key(name));
+        for service in gone {
+            let notice = Notice { at: now(), service: Some(service), what: What::Forgotten };
+            // Nobody listens any more: the sidecar is on its way out.
+            let _gone = self.ends.send(notice);
+        }
     }
 
     /// Asks every event loop to tell anew how everything is.

@@ -184,6 +184,7 @@ impl Hub {
                 if let Some(service) = service {
                     self.services.remove(&service);
                     self.tiers.remove(&service);
+                    self.keep_event(at, Some(service), None, &Body::ServiceRemoved {});
                 }
             }
         }

@@ -133,10 +133,6 @@ impl Witness for Teller {
     fn guarded(&mut self, names: Vec<Arc<str>>) {
         self.names = names;
     }
-
-    fn forgotten(&mut self, service: &Arc<str>) {
-        self.tell(crate::runtime::now(), Some(service), What::Forgotten);
-    }
 }
 
 #[cfg(test)]

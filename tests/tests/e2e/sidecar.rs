@@ -301,6 +301,7 @@ fn reloads_during_a_run(world: &World) {
     // What is no longer named is no longer there.
     sidecar.rewrite(&web("1s"));
     sidecar.child.signal(Signal::SIGHUP);
+    event(&follower, "its end", |event| event["type"] == "service_removed" && event["service"] == "added");
     assert!(
         wait_until(DEADLINE, || sidecar.get("/v1/services/added").code == 404),
         "{}",

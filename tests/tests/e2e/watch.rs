@@ -15,6 +15,7 @@ each_tier!(
     a_restart_on_a_terminal,
     whatever_ends_it_the_terminal_is_given_back,
     the_stream_as_lines,
+    a_service_that_a_reload_drops_goes_from_the_table,
     a_reader_that_went_away_ends_it,
     a_sidecar_that_is_not_there
 );
@@ -136,6 +137,22 @@ fn the_stream_as_lines(world: &World) {
         child.signal(signal);
         assert_eq!(child.wait(DEADLINE).code(), Some(0), "{}", child.said());
     }
+}
+
+fn a_service_that_a_reload_drops_goes_from_the_table(world: &World) {
+    let kept = service("kept", world.port(), None, "");
+    let sidecar = Sidecar::start(world, "", &(service("dropped", world.port(), None, "") + &kept));
+    let lines = Child::start(watch(&sidecar.socket, &[]), "watch");
+    let mut terminal = Terminal::start(watch(&sidecar.socket, &[]), 20, 100);
+    terminal.shows(&["2 services", "dropped", "kept"]);
+    sidecar.rewrite(&kept);
+    sidecar.child.signal(Signal::SIGHUP);
+    terminal.shows(&["1 service ", "kept"]);
+    assert!(!terminal.text().contains("dropped"), "{}", terminal.text());
+    let told = |line: &str| line.contains(" dropped: guarded no longer").then_some(());
+    assert!(lines.stdout.wait_for(DEADLINE, told).is_some(), "{}", lines.said());
+    terminal.press(b"q");
+    assert_eq!(terminal.wait(DEADLINE).code(), Some(0));
 }
 
 /// `portguard watch --json | head -1` ends although nothing more happens.

@@ -121,6 +121,24 @@ fn that_the_sidecar_is_gone_and_back_is_said() {
 }
 
 #[test]
+fn what_a_reload_has_dropped_is_shown_no_longer() {
+    let run = |mut event: Value| {
+        event["run"] = "e-7".into();
+        event
+    };
+    let mut view = a_view([known(&["a", "b"]), told(1, Some("b"), busy("node"))]);
+    view.take(told(2, Some("b"), run(json!({ "type": "run_started", "command": "restart" }))));
+    view.take(told(3, Some("b"), json!({ "type": "service_removed" })));
+    shows(&view, &["1 service  connected"]);
+    // Its run goes on, and brings it back no more.
+    view.take(told(4, Some("b"), run(json!({ "type": "signal_sent", "pid": 4711, "signal": "SIGTERM" }))));
+    assert_eq!(view.services.keys().collect::<Vec<_>>(), ["a"]);
+    assert_eq!(view.selected().map(|(_, name, _)| name), Some("a"));
+    view.take(told(5, Some("b"), busy("node")));
+    shows(&view, &["2 services", "b        busy"]);
+}
+
+#[test]
 fn losses_are_counted() {
     let lost = |count: u64| json!({ "type": "events_lost", "count": count });
     let mut view = a_view([known(&["a"]), told(1, Some("a"), lost(3)), told(2, Some("a"), lost(4))]);

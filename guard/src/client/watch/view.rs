@@ -114,6 +114,15 @@ impl View {
             }
             return;
         };
+        let began = matches!(event.what, What::RunStarted { .. });
+        if event.run.is_some() && !began && !self.services.contains_key(name) {
+            // It is guarded no longer, and its last run goes on.
+            return;
+        }
+        if event.what == (What::ServiceRemoved {}) {
+            self.services.remove(name);
+            return;
+        }
         let service = self.services.entry(name.clone()).or_default();
         match &event.what {
             What::Snapshot(snapshot) => {

@@ -141,9 +141,6 @@ impl<W: Witness> Engine<W> {
             kept.insert(name, standing);
         }
         self.services = kept;
-        for name in old.keys().filter(|name| !self.services.contains_key(*name)) {
-            self.witness.forgotten(name);
-        }
         self.watch_ports();
         self.witness.guarded(self.services.keys().cloned().collect());
         self.witness.tier(self.doors.observer.tier(), self.doors.observer.shortfall());

@@ -298,8 +298,6 @@ pub trait Witness {
     fn tier(&mut self, tier: Tier, shortfall: Option<&str>);
     /// These services are guarded from now on. [`Witness::tier`] follows.
     fn guarded(&mut self, names: Vec<Arc<str>>);
-    /// A service is no longer guarded.
-    fn forgotten(&mut self, service: &Arc<str>);
 }
 
 #[cfg(test)]
