@@ -7,6 +7,7 @@
 //! | variable | means |
 //! |---|---|
 //! | `PORTGUARD_BIN` | the `portguard` to test; else the one built beside the tests |
+//! | `PORTGUARD_OTLP_BIN` | one that was built with the feature `otlp`; without it, what needs it is skipped |
 //! | `PORTGUARD_TEST_BIN_DIR` | the folder of the stand-ins; else the one beside the tests |
 //! | `PORTGUARD_TEST_NODE_DIR` | the folder of the scripts for Node; else the one in the sources |
 //! | `PORTGUARD_TEST_TIERS` | tiers to test, default all |
@@ -16,6 +17,7 @@
 pub mod caller;
 pub mod cgroup;
 pub mod child;
+pub mod collector;
 pub mod events;
 pub mod kernel;
 pub mod lines;

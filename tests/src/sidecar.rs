@@ -25,6 +25,7 @@ pub struct Sidecar {
     pub child: Child,
     /// Its socket.
     pub socket: PathBuf,
+    program: PathBuf,
     folder: tempfile::TempDir,
     head: String,
     /// Those that were before; what they started lives as long as they are not dropped.
@@ -64,21 +65,29 @@ impl Sidecar {
     /// # Panics
     /// When it does not.
     pub fn in_tier(tier: Tier, api: &str, services: &str) -> Self {
+        Self::of(binary(), tier, api, services)
+    }
+
+    /// Starts this `portguard` in place of the one under test.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub fn of(program: PathBuf, tier: Tier, api: &str, services: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         // Other users' clients pass through it.
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("permissions");
         let socket = folder.path().join("portguard.sock");
         let head = format!("tier = \"{tier}\"\n[api]\nsocket = {socket:?}\nmode = \"0666\"\n{api}\n");
-        let child = Self::spawn(&folder, &head, services);
-        let sidecar = Self { child, socket, folder, head, before: Vec::new() };
+        let child = Self::spawn(&program, &folder, &head, services);
+        let sidecar = Self { child, socket, program, folder, head, before: Vec::new() };
         sidecar.answers();
         sidecar
     }
 
-    fn spawn(folder: &tempfile::TempDir, head: &str, services: &str) -> Child {
+    fn spawn(program: &Path, folder: &tempfile::TempDir, head: &str, services: &str) -> Child {
         let config = folder.path().join("portguard.toml");
         std::fs::write(&config, format!("{head}{services}")).expect("a configuration");
-        let mut command = Command::new(binary());
+        let mut command = Command::new(program);
         command.arg("run").arg("--config").arg(config);
         Child::start(command, "portguard run")
     }
@@ -92,7 +101,7 @@ impl Sidecar {
 
     /// Starts another one in its place, with the same configuration.
     pub fn start_again(&mut self, services: &str) {
-        let next = Self::spawn(&self.folder, &self.head, services);
+        let next = Self::spawn(&self.program, &self.folder, &self.head, services);
         self.before.push(std::mem::replace(&mut self.child, next));
         self.answers();
     }

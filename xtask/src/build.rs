@@ -11,12 +11,18 @@ use crate::{build_ebpf, cargo_json, setup};
 /// The variable that `guard/build.rs` reads.
 pub(crate) const GUARD_BPF: &str = "GUARD_BPF";
 
+/// The feature of package guard that no build has unless somebody asks for it.
+pub(crate) const OTLP: &str = "otlp";
+
 /// Options of `build`.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// Optimised, without the log map in the BPF object
     #[arg(long)]
     release: bool,
+    /// With the feature otlp: the sidecar exports its runs as traces
+    #[arg(long)]
+    otlp: bool,
 }
 
 /// What to embed in portguard.
@@ -36,7 +42,8 @@ pub(crate) enum Embed {
 pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<()> {
     let profile = Profile::from_flag(args.release);
     prepare_object(workspace, profile, true)?;
-    println!("{}", portguard(workspace, profile, Embed::Object)?.display());
+    let features = if args.otlp { &[OTLP][..] } else { &[] };
+    println!("{}", portguard_with(features, workspace, profile, Embed::Object)?.display());
     Ok(())
 }
 
@@ -61,8 +68,23 @@ pub(crate) fn prepare_object(workspace: &Workspace, profile: Profile, talk: bool
 ///
 /// When the build fails.
 pub(crate) fn portguard(workspace: &Workspace, profile: Profile, embed: Embed) -> Result<PathBuf> {
+    portguard_with(&[], workspace, profile, embed)
+}
+
+/// Builds portguard with these features.
+///
+/// # Errors
+///
+/// When the build fails.
+pub(crate) fn portguard_with(
+    features: &[&str],
+    workspace: &Workspace,
+    profile: Profile,
+    embed: Embed,
+) -> Result<PathBuf> {
     let mut cargo = workspace.cargo_command();
     cargo.args(["build", "--package", "guard", "--bin", "portguard"]).args(workspace.locked());
+    cargo.args(features.iter().flat_map(|feature| ["--features", feature]));
     if profile == Profile::Release {
         cargo.arg("--release");
     }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::build::GUARD_BPF;
+use crate::build::{GUARD_BPF, OTLP};
 use crate::layer_check::{self, File};
 use crate::process::{read, run, say};
 use crate::workspace::{Profile, Workspace};
@@ -81,6 +81,9 @@ fn fmt(workspace: &Workspace) -> Result<()> {
 
 fn clippy(workspace: &Workspace) -> Result<()> {
     let mut cargo = stub_cargo(workspace, "clippy")?;
+    run(cargo.args(["--all-targets", "--", "-D", "warnings"]))?;
+    let mut cargo = stub_cargo(workspace, "clippy")?;
+    cargo.args(["--package", "guard", "--features", OTLP]);
     run(cargo.args(["--all-targets", "--", "-D", "warnings"]))
 }
 

@@ -131,6 +131,12 @@ pub(crate) const RESERVED: &[Reserved] = &[
         why: "the configuration file is the sidecar's",
     },
     Reserved {
+        names: &["opentelemetry", "opentelemetry_http", "opentelemetry_otlp", "opentelemetry_sdk"],
+        within: &["guard/"],
+        allowed: &["guard/src/sidecar/otlp/"],
+        why: "only sidecar/otlp exports traces, and only with the feature otlp",
+    },
+    Reserved {
         names: &["ratatui"],
         within: &["guard/"],
         allowed: &["guard/src/client/watch/"],

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::build::{self, GUARD_BPF};
+use crate::build::{self, Embed, GUARD_BPF, OTLP};
 use crate::cargo_json::{self, Built, Executable};
 use crate::process::{is_root, say};
 use crate::setup;
@@ -42,6 +42,8 @@ const SKIPS: &str = "PORTGUARD_TEST_SKIPS";
 const STRICT: &str = "PORTGUARD_TEST_STRICT";
 /// The binary under test, absolute.
 const PROGRAM: &str = "PORTGUARD_BIN";
+/// The binary with the feature otlp, absolute.
+const EXPORTING: &str = "PORTGUARD_OTLP_BIN";
 /// The folder of the stand-in programs, absolute.
 const STAND_INS: &str = "PORTGUARD_TEST_BIN_DIR";
 
@@ -56,7 +58,7 @@ const SUITE_LIMIT: Duration = Duration::from_secs(30 * 60);
 pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let strict = args.strict || env::var_os("CI").is_some_and(|value| value == "true");
     let plan = prepare(workspace, strict)?;
-    let built = build_tests(workspace, &plan)?;
+    let built = build_tests(workspace, &plan, &args.filters)?;
 
     fs::write(&plan.skips, "").with_context(|| format!("creating {}", plan.skips.display()))?;
     let outcome = run_all(workspace, &plan, &built, &args.filters);
@@ -120,11 +122,29 @@ fn build_object(workspace: &Workspace) -> Result<(), NoObject> {
 /// The program under test with its stand-ins, and the test harnesses.
 struct Tests {
     program: PathBuf,
+    /// The same with the feature otlp, when a test may ask for it.
+    exporting: Option<PathBuf>,
     stand_ins: PathBuf,
     suites: Vec<Executable>,
 }
 
-fn build_tests(workspace: &Workspace, plan: &Plan) -> Result<Tests> {
+/// Builds the program with the feature otlp and puts it aside: the next build takes its place.
+/// It takes a build of its own, so only for all tests or for its own.
+fn build_exporting(workspace: &Workspace, plan: &Plan, filters: &[String]) -> Result<Option<PathBuf>> {
+    if !filters.is_empty() && !filters.iter().any(|filter| filter.contains(OTLP)) {
+        return Ok(None);
+    }
+    say("building portguard with the feature otlp");
+    let embed = if plan.stub { Embed::Stub } else { Embed::Object };
+    let built = build::portguard_with(&[OTLP], workspace, Profile::Dev, embed)?;
+    let aside = workspace.target().join(format!("portguard-{OTLP}"));
+    fs::copy(&built, &aside)
+        .with_context(|| format!("copying {} to {}", built.display(), aside.display()))?;
+    Ok(Some(aside))
+}
+
+fn build_tests(workspace: &Workspace, plan: &Plan, filters: &[String]) -> Result<Tests> {
+    let exporting = build_exporting(workspace, plan, filters)?;
     let cargo = |arguments: &[&str]| -> Result<Built> {
         let mut cargo = workspace.cargo_command();
         cargo.args(arguments).args(workspace.locked());
@@ -147,7 +167,7 @@ fn build_tests(workspace: &Workspace, plan: &Plan) -> Result<Tests> {
         let place = PACKAGES.iter().position(|package| *package == made.package);
         (place, made.kind.clone(), made.target.clone())
     });
-    Ok(Tests { program, stand_ins, suites })
+    Ok(Tests { program, exporting, stand_ins, suites })
 }
 
 /// Pure suites share the cores; then the doc tests; then, one after another and
@@ -210,6 +230,9 @@ fn harness(plan: &Plan, tests: &Tests, suite: &Executable, filters: &[String]) -
         .env(PROGRAM, &tests.program)
         .env(STAND_INS, &tests.stand_ins)
         .env(SKIPS, &plan.skips);
+    if let Some(exporting) = &tests.exporting {
+        command.env(EXPORTING, exporting);
+    }
     if plan.strict {
         command.env(STRICT, "1");
     }

@@ -55,6 +55,8 @@ pub struct Config {
     pub observer: ObserverConfig,
     /// How the sidecar is asked.
     pub api: ApiConfig,
+    /// Where its runs are exported to as traces; `None`: nowhere. Needs the feature `otlp`.
+    pub otlp: Option<OtlpConfig>,
     /// The guarded services, in the order of their names.
     pub services: Vec<ServiceConfig>,
 }
@@ -85,6 +87,13 @@ pub struct ApiConfig {
     pub clients: NonZeroUsize,
     /// How many events are kept for readers that come back.
     pub history: NonZeroUsize,
+}
+
+/// Where runs are exported to as traces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtlpConfig {
+    /// What they are posted to: a URL with host and port.
+    pub url: String,
 }
 
 /// One guarded service.

@@ -98,6 +98,9 @@ pub(super) struct Hub {
     finished: BTreeMap<&'static str, VecDeque<RunNumber>>,
     pub(super) metrics: Metrics,
     head: watch::Sender<u64>,
+    /// Takes the runs that have ended.
+    #[cfg(feature = "otlp")]
+    pub(super) traces: Option<super::otlp::Exporter>,
 }
 
 /// Where a reader is in the stream.
@@ -127,6 +130,8 @@ impl Hub {
             finished: BTreeMap::new(),
             metrics: Metrics::default(),
             head: watch::Sender::new(0),
+            #[cfg(feature = "otlp")]
+            traces: None,
         }
     }
 
@@ -198,6 +203,8 @@ impl Hub {
 
     fn run(&mut self, at: Instant, service: &Arc<str>, number: RunNumber, command: &'static str, body: Body) {
         let json = self.keep_event(at, Some(Arc::clone(service)), Some((number, command)), &body);
+        #[cfg(feature = "otlp")]
+        let id = self.run_id(number);
         let run = self.runs.entry(number).or_insert_with(|| RunState {
             service: Arc::clone(service),
             command,
@@ -227,6 +234,10 @@ impl Hub {
                 state.last_restart = Some(number);
             }
             run.finished = Some(body);
+            #[cfg(feature = "otlp")]
+            if let Some(traces) = &self.traces {
+                traces.take(id, service, command, run.events.clone());
+            }
             let finished = self.finished.entry(command).or_default();
             finished.push_back(number);
             if finished.len() > FINISHED_RUNS

@@ -12,6 +12,8 @@ pub(crate) mod documents;
 mod engines;
 mod hub;
 mod metrics;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod routes;
 mod serve;
 mod server;

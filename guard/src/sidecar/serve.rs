@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use super::access::Access;
-use super::config::{ApiConfig, Config, ConfigError, MODE, ObserverConfig};
+use super::config::{ApiConfig, Config, ConfigError, MODE, ObserverConfig, OtlpConfig};
 use super::engines::{Engines, NOTICES, Outlet};
 use super::hub::{Hub, Notice};
 use super::server::{self, Shared};
@@ -58,6 +58,12 @@ pub enum SidecarError {
         .0.display()
     )]
     NewNetns(PathBuf),
+    /// Runs cannot be exported.
+    #[cfg(feature = "otlp")]
+    #[error(
+        "cannot export runs as traces: {0}; see [otlp] in the configuration and the variables OTEL_EXPORTER_*"
+    )]
+    Otlp(String),
     /// An event loop has ended.
     #[error("an event loop has ended; see the log")]
     LoopEnded,
@@ -104,7 +110,12 @@ pub async fn serve(path: &Path) -> Result<(), SidecarError> {
         let Outlet { notices, ends, overrun, broken } = outlet;
         (broken, tokio::spawn(feed(Arc::clone(&shared), notices, ends, overrun)))
     };
-    let started = (config.observer.clone(), config.api.clone());
+    #[cfg(feature = "otlp")]
+    let exported = config.otlp.as_ref().map(super::otlp::start).transpose()?.map(|(exporter, exported)| {
+        shared.hub().traces = Some(exporter);
+        exported
+    });
+    let started = (config.observer.clone(), config.api.clone(), config.otlp.clone());
     let mut sidecar = Sidecar { path: path.to_owned(), config, started, shared, manager };
     sidecar.tell(&format!("READY=1\nSTATUS={}", sidecar.status()));
     info!(services = sidecar.config.services.len(), "serving");
@@ -127,6 +138,11 @@ pub async fn serve(path: &Path) -> Result<(), SidecarError> {
     // The loops end when nobody can ask them any more, and tell what they leave.
     sidecar.shared.engines.write().await.close();
     let _late = tokio::time::timeout(FAREWELL, hub).await;
+    #[cfg(feature = "otlp")]
+    if let Some(exported) = exported {
+        drop(sidecar.shared.hub().traces.take());
+        let _later = tokio::time::timeout(super::otlp::FAREWELL, exported).await;
+    }
     Ok(())
 }
 
@@ -233,7 +249,7 @@ struct Sidecar {
     path: PathBuf,
     config: Config,
     /// What was taken up at the start, and is not again.
-    started: (ObserverConfig, ApiConfig),
+    started: (ObserverConfig, ApiConfig, Option<OtlpConfig>),
     shared: Arc<Shared>,
     manager: Option<Notify>,
 }
@@ -278,7 +294,11 @@ impl Sidecar {
 
     async fn try_reload(&mut self) -> Result<(), SidecarError> {
         let new = Config::load(&self.path)?;
-        let unheeded = unheeded((&self.started.0, &self.started.1), (&new.observer, &new.api));
+        let (observer, api, otlp) = &self.started;
+        let mut unheeded = unheeded((observer, api), (&new.observer, &new.api));
+        if *otlp != new.otlp {
+            unheeded.push("otlp.endpoint");
+        }
         if !unheeded.is_empty() {
             let keys = unheeded.join(", ");
             warn!(keys, "changed in the configuration, and taken up only by a restart of the sidecar");

@@ -19,6 +19,7 @@ mod namespaces;
 mod newcomers;
 mod node;
 mod notes;
+mod otlp;
 mod owners;
 mod pid_reuse;
 mod randomised;

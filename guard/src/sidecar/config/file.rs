@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use guard_core::model::{Manager, Port, Uid, UnitName};
 use guard_core::policy::CgroupGlob;
+use hyper::Uri;
 use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
-use super::{ApiConfig, Budget, Config, Endpoint, Grant, Mistake, ObserverConfig, Recognise, Restart};
-use super::{MODE, SOCKET, ServiceConfig};
+use super::{ApiConfig, Budget, Config, Endpoint, Grant, Mistake, ObserverConfig, OtlpConfig, Recognise};
+use super::{MODE, Restart, SOCKET, ServiceConfig};
 use crate::runtime::asker;
 use crate::runtime::preset::{self, Expansion};
 use crate::runtime::spelling::{
@@ -39,6 +40,7 @@ struct File {
     event_buffer: Option<Buffer>,
     #[serde(default)]
     api: Api,
+    otlp: Option<Spanned<Otlp>>,
     #[serde(default)]
     service: BTreeMap<Spanned<String>, Service>,
 }
@@ -68,6 +70,12 @@ struct Api {
     group: Option<Group>,
     clients: Option<Spanned<NonZeroUsize>>,
     history: Option<Spanned<NonZeroUsize>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Otlp {
+    endpoint: Spanned<String>,
 }
 
 #[derive(Deserialize)]
@@ -292,6 +300,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Mistake> {
         event_buffer: file.event_buffer.map(|buffer| buffer.0),
     };
     let api = checks.api(file.api)?;
+    let otlp = file.otlp.map(|table| checks.otlp(&table)).transpose()?;
     if file.service.is_empty() {
         let what = "there is no service: add a table such as [service.gateway]".to_owned();
         return Err(Mistake { place: None, what });
@@ -301,7 +310,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Mistake> {
         let service = checks.service(name, service, &services)?;
         services.push(service);
     }
-    Ok(Config { observer, api, services })
+    Ok(Config { observer, api, otlp, services })
 }
 
 struct Checks<'a> {
@@ -333,6 +342,16 @@ impl Checks<'_> {
             clients: or(api.clients, const { NonZeroUsize::new(1024).expect("not zero") }),
             history: or(api.history, const { NonZeroUsize::new(4096).expect("not zero") }),
         })
+    }
+
+    fn otlp(&self, table: &Spanned<Otlp>) -> Result<OtlpConfig, Mistake> {
+        if !cfg!(feature = "otlp") {
+            let what = "this portguard was built without the feature otlp: build it with `cargo xtask build \
+                        --release --otlp`, or take this table out";
+            return self.wrong(table, what);
+        }
+        let endpoint = &table.get_ref().endpoint;
+        collector(endpoint.get_ref()).or_else(|what| self.wrong(endpoint, what))
     }
 
     fn service(
@@ -485,6 +504,20 @@ fn grant(keys: GrantKeys) -> Grant {
     }
 }
 
+/// As OTLP says: the traces have a path of their own below the endpoint.
+fn collector(endpoint: &str) -> Result<OtlpConfig, String> {
+    let wrong =
+        "write the collector's endpoint for OTLP over HTTP with its port, such as http://127.0.0.1:4318";
+    let uri: Uri = endpoint.parse().map_err(|error| format!("{error}; {wrong}"))?;
+    if uri.scheme_str() == Some("https") {
+        return Err("TLS is not spoken here: name a collector on this machine, which passes it on".to_owned());
+    }
+    if uri.scheme_str() != Some("http") || uri.port_u16().is_none() || uri.query().is_some() {
+        return Err(wrong.to_owned());
+    }
+    Ok(OtlpConfig { url: format!("{}/v1/traces", endpoint.trim_end_matches('/')) })
+}
+
 fn endpoint(written: &Written) -> Result<Endpoint, String> {
     let text = match written {
         Written::Number(number) => return Ok(Endpoint { address: None, port: port(&number.to_string())? }),
@@ -505,4 +538,29 @@ fn endpoint(written: &Written) -> Result<Endpoint, String> {
 fn port(text: &str) -> Result<Port, String> {
     let port = text.parse::<NonZeroU16>().ok().and_then(|port| Port::new(port.get()));
     port.ok_or_else(|| format!("{text} is no port: a port is a number from 1 to 65535"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traces_go_below_the_endpoint_of_a_collector() {
+        let url = |endpoint| collector(endpoint).map(|otlp| otlp.url);
+        assert_eq!(url("http://127.0.0.1:4318").as_deref(), Ok("http://127.0.0.1:4318/v1/traces"));
+        assert_eq!(url("http://[::1]:4318/otel/").as_deref(), Ok("http://[::1]:4318/otel/v1/traces"));
+        assert!(url("https://collector:4318").expect_err("TLS").contains("on this machine"));
+        for wrong in ["", "127.0.0.1:4318", "http://127.0.0.1", "ftp://a:1", "http://a:1/?b", "http://a:b"] {
+            assert!(url(wrong).expect_err(wrong).contains("http://127.0.0.1:4318"), "{wrong}");
+        }
+    }
+
+    #[cfg(not(feature = "otlp"))]
+    #[test]
+    fn without_the_feature_the_table_is_an_error_that_names_it() {
+        let text = "[otlp]\nendpoint = \"http://127.0.0.1:4318\"\n[service.web]\nendpoints = [80]\n";
+        let mistake = parse(text).expect_err("no such feature");
+        assert_eq!(mistake.place.map(|(line, _)| line), Some(1), "{mistake}");
+        assert!(mistake.what.contains("built without the feature otlp"), "{mistake}");
+    }
 }
