@@ -74,6 +74,8 @@ pub struct Engine<W> {
     alarm: Alarm,
     looks: Batch<RunNumber>,
     standing_looks: Batch<Arc<str>>,
+    /// The last look at services could not begin.
+    blind: bool,
     services: BTreeMap<Arc<str>, Standing>,
     /// What may be guarded next.
     prepared: Vec<Service>,
@@ -135,6 +137,7 @@ impl<W: Witness> Engine<W> {
             alarm: Alarm::new().map_err(in_loop("set up a timer"))?,
             looks: Batch::new(Looker::start(Vec::new(), owners.clone(), now)?),
             standing_looks: Batch::new(Looker::start_standing(owners, now)?),
+            blind: false,
             services,
             prepared: Vec::new(),
             runs: BTreeMap::new(),

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use guard_core::gate::{Budgets, Fact, Gate, Goal};
 use guard_core::model::ProcessId;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::batch::{Asked, part};
+use super::standing::Standing;
 use super::{Engine, LOOK_BUDGET, Witness, plan};
 use crate::runtime::{asker, now};
 
@@ -24,8 +25,19 @@ impl<W: Witness> Engine<W> {
         }
         let asker = match asker::asker() {
             Ok(asker) => asker,
-            Err(error) => return warn!(%error, "cannot look at the services"),
+            Err(error) => {
+                let due = |(name, _): &(&Arc<str>, &mut Standing)| due.contains(*name);
+                self.services.iter_mut().filter(due).for_each(|(_, standing)| standing.put_off(at));
+                // Once, however long it lasts.
+                if !std::mem::replace(&mut self.blind, true) {
+                    warn!(%error, "cannot look at the services; trying again every second");
+                }
+                return;
+            }
         };
+        if std::mem::take(&mut self.blind) {
+            info!("looking at the services again");
+        }
         let recheck = self.doors.observer.recheck();
         for name in &due {
             let Some(standing) = self.services.get_mut(name) else { continue };

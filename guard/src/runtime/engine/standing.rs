@@ -16,6 +16,9 @@ const PACE: Duration = Duration::from_millis(100);
 /// A look that is younger than this, and that no hint contradicts, is current.
 const CURRENT: Duration = Duration::from_millis(250);
 
+/// A look that could not begin is tried again after this.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// The state of one service.
 #[derive(Debug)]
 pub(super) struct Standing {
@@ -29,6 +32,8 @@ pub(super) struct Standing {
     pub(super) began: Option<Instant>,
     /// When the last look ended.
     ended: Option<Instant>,
+    /// No look begins before this: the last attempt could not even begin one.
+    not_before: Option<Instant>,
     /// What the manager of its unit said last.
     pub(super) unit: Option<Unit>,
     /// Who listens, as far as is known: their exits are told.
@@ -48,6 +53,7 @@ impl Standing {
             outdated: true,
             began: None,
             ended: None,
+            not_before: None,
             unit: None,
             owners: BTreeSet::new(),
             served: Vec::new(),
@@ -74,7 +80,13 @@ impl Standing {
         if self.gate.is_some() || !wanted {
             return None;
         }
-        Some(self.began.map_or(Instant::from_nanos(0), |began| began + PACE))
+        let paced = self.began.map(|began| began + PACE);
+        Some(paced.max(self.not_before).unwrap_or(Instant::from_nanos(0)))
+    }
+
+    /// A look could not begin, and is tried again later.
+    pub(super) fn put_off(&mut self, now: Instant) {
+        self.not_before = Some(now + AGAIN);
     }
 
     /// A look begins.
