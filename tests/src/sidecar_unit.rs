@@ -34,7 +34,15 @@ impl<'m> SidecarUnit<'m> {
     /// # Panics
     /// When it does not start.
     pub fn start(world: &World, machine: &'m Machine, services: &str) -> Self {
-        let head = format!("tier = \"{}\"\n[api]\nmode = \"0666\"\n", world.tier);
+        Self::with(world, machine, "mode = \"0666\"", services)
+    }
+
+    /// As [`SidecarUnit::start`], with these keys of the table `api`.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn with(world: &World, machine: &'m Machine, api: &str, services: &str) -> Self {
+        let head = format!("tier = \"{}\"\n[api]\n{api}\n", world.tier);
         let config = machine.folder().join("portguard.toml");
         let program = machine.reachable("portguard").display().to_string();
         let unit = DELIVERED

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use crate::client::ClientError;
 pub use crate::report::Exit;
 use crate::runtime::asker::EvictError;
+use crate::runtime::daemon::UnixSocketError;
 use crate::runtime::netns::NetnsError;
 use crate::runtime::{RuntimeError, SystemdError};
 
@@ -45,6 +46,9 @@ pub(super) fn of_error(error: &anyhow::Error) -> Exit {
         return Exit::NotPermitted;
     }
     if matches!(error.downcast_ref::<ClientError>(), Some(ClientError::Denied { .. })) {
+        return Exit::NotPermitted;
+    }
+    if error.downcast_ref::<UnixSocketError>().is_some_and(UnixSocketError::is_denied) {
         return Exit::NotPermitted;
     }
     match error.downcast_ref::<RuntimeError>() {

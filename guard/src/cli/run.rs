@@ -32,6 +32,7 @@ impl Run {
             Err(SidecarError::Config(error)) => Err(UsageError(error.to_string()).into()),
             Err(SidecarError::Runtime(error)) => Err(error.into()),
             Err(SidecarError::Netns(error)) => Err(error.into()),
+            Err(SidecarError::Socket(error)) => Err(error.into()),
             Err(error) => Err(error.into()),
         }
     }

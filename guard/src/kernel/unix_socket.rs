@@ -40,6 +40,20 @@ pub enum UnixSocketError {
         /// Where.
         path: PathBuf,
     },
+    /// It may not be given to that group.
+    #[error(
+        "cannot give {} to the group {group}: {source}; that takes the capability CAP_CHOWN, or a user who is in \
+         that group; where the service manager makes the socket, SocketGroup= of its .socket unit sets the group",
+        path.display()
+    )]
+    Group {
+        /// Where.
+        path: PathBuf,
+        /// Which group, by number.
+        group: u32,
+        /// What the system said.
+        source: io::Error,
+    },
     /// What was handed over is no listening Unix socket.
     #[error("the service manager did not hand over one listening Unix socket: {0}")]
     HandedOver(String),
@@ -53,6 +67,18 @@ pub enum UnixSocketError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl UnixSocketError {
+    /// With more rights it would work.
+    pub fn is_denied(&self) -> bool {
+        match self {
+            Self::Group { source, .. } | Self::Failed { source, .. } => {
+                source.kind() == io::ErrorKind::PermissionDenied
+            }
+            Self::InUse { .. } | Self::NoSocket { .. } | Self::HandedOver(_) => false,
+        }
+    }
 }
 
 /// A socket's file, to be removed when it is no longer listened on.
@@ -137,7 +163,12 @@ pub fn listen_at(
     fchmodat(nix::fcntl::AT_FDCWD, path, Mode::from_bits_truncate(mode), FchmodatFlags::FollowSymlink)
         .map_err(|errno| failed("set the permissions of", errno))?;
     if let Some(group) = group {
-        chown(path, None, Some(Gid::from_raw(group))).map_err(|errno| failed("set the group of", errno))?;
+        let given = chown(path, None, Some(Gid::from_raw(group)));
+        given.map_err(|errno| UnixSocketError::Group {
+            path: path.to_owned(),
+            group,
+            source: errno.into(),
+        })?;
     }
     let there = std::fs::symlink_metadata(path).map_err(|source| UnixSocketError::Failed {
         operation: "look at",

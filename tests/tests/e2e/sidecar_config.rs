@@ -1,15 +1,42 @@
 //! What a configuration of the sidecar leads to, and what a reload takes up.
 
+use std::process::Command;
+
+use guard_tests::caller::NOBODY;
+use guard_tests::child::Child;
+use guard_tests::portguard::binary;
 use guard_tests::sidecar::{event, service};
 use guard_tests::{Caller, DEADLINE, Sidecar, Standin, World, each_tier, wait_until};
 use nix::sys::signal::Signal;
 
 each_tier!(
+    a_group_that_the_socket_may_not_be_given_to_is_told_with_the_way_out,
     a_service_in_another_network_namespace,
     a_reload_cannot_add_a_network_namespace_and_loses_nothing,
     a_reload_that_fails_in_one_namespace_changes_nothing_in_any,
     a_reload_that_drops_a_network_namespace_abandons_no_restart_there,
 );
+
+fn a_group_that_the_socket_may_not_be_given_to_is_told_with_the_way_out(world: &World) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(folder.path(), open).expect("permissions");
+    let (config, socket) = (folder.path().join("portguard.toml"), folder.path().join("p.sock"));
+    let web = service("web", world.port(), None, "");
+    let text = format!("tier = \"poll\"\n[api]\nsocket = {socket:?}\ngroup = 4711\n{web}");
+    std::fs::write(&config, text).expect("a configuration");
+    let nobody = Caller::user(NOBODY);
+    let mut command = Command::new(nobody.reachable(&binary()));
+    command.arg("run").arg("--config").arg(&config);
+    nobody.apply(&mut command);
+    let mut child = Child::start(command, "portguard run by nobody");
+    assert_eq!(child.wait(DEADLINE).code(), Some(6), "{}", child.said());
+    assert!(child.stderr.ended_within(DEADLINE));
+    let said = child.said();
+    for words in ["to the group 4711", "CAP_CHOWN", "SocketGroup="] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+}
 
 /// The keys of a service that is where `resident` lives.
 fn inside(resident: &Standin) -> String {

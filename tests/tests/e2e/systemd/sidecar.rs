@@ -21,6 +21,7 @@ once!(
     a_unit_that_does_not_exist_or_does_not_come_back,
     a_reload_and_a_second_request_during_a_restart,
     only_one_thread_may_become_another_user,
+    the_socket_has_the_group_that_the_configuration_names,
     a_sidecar_that_is_stopped_half_way_says_what_it_leaves,
     a_command_is_not_told_what_the_sidecar_was_told,
 );
@@ -369,13 +370,22 @@ fn only_one_thread_may_become_another_user(world: &World) {
             line.unwrap_or_else(|| panic!("no {name} in {text}")).trim().to_owned()
         };
         let permitted = u64::from_str_radix(&field("CapPrm:"), 16).expect("a set of capabilities");
-        // CAP_SETUID is 7, CAP_SYS_ADMIN 21.
-        assert_eq!(permitted & (1 << 21), 0, "{text}");
+        // CAP_CHOWN is 0, CAP_SETUID 7, CAP_SYS_ADMIN 21.
+        assert_eq!(permitted & (1 << 21 | 1), 0, "{text}");
         if permitted & (1 << 7) != 0 {
             privileged.push(field("Name:"));
         }
     }
     assert_eq!(privileged, ["units"]);
+}
+
+fn the_socket_has_the_group_that_the_configuration_names(world: &World) {
+    use std::os::unix::fs::MetadataExt;
+    let Some(machine) = boot(world) else { return };
+    let _sidecar = SidecarUnit::with(world, &machine, "group = 4711", &gateway(world.port(), ""));
+    let socket = machine.root().join(SOCKET.trim_start_matches('/'));
+    let there = std::fs::metadata(socket).expect("the socket");
+    assert_eq!((there.gid(), there.mode() & 0o777), (4711, 0o660));
 }
 
 /// It could call itself ready, or feed a watchdog, in the sidecar's place.
