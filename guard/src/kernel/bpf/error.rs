@@ -7,6 +7,7 @@ use aya::util::KernelVersion;
 use thiserror::Error;
 
 use crate::kernel::bpf::tracefs::TracefsError;
+use crate::kernel::features::{self, Answer};
 
 /// Why the ebpf tier, or one operation of it, is not to be had.
 #[derive(Debug, Error)]
@@ -38,6 +39,16 @@ pub enum BpfError {
         subject: String,
         /// What is missing, as advice to the operator.
         capability: String,
+        /// What the kernel answered.
+        source: Source,
+    },
+    /// The kernel's verifier finds fault with a program.
+    #[error("the kernel's verifier rejects {subject}: {judgement} ({source})")]
+    Rejected {
+        /// Which program.
+        subject: String,
+        /// The last of the verifier's own words.
+        judgement: String,
         /// What the kernel answered.
         source: Source,
     },
@@ -104,11 +115,12 @@ impl BpfError {
         error: impl Into<EbpfError>,
     ) -> Self {
         let (error, subject) = (error.into(), subject.into());
-        let verdict = Verdict::of(&error);
+        let verdict = Verdict::of(&error, &features::no_lockdown());
         let source = Source::new(error);
         match verdict {
             Verdict::Denied(capability) => Self::Denied { operation, subject, capability, source },
             Verdict::Unsupported(needs) => Self::Unsupported { operation, subject, needs, source },
+            Verdict::Rejected(judgement) => Self::Rejected { subject, judgement, source },
             Verdict::Failed => Self::Failed { operation, subject, source },
         }
     }
@@ -153,35 +165,57 @@ impl BpfError {
     }
 }
 
+#[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Denied(String),
     Unsupported(&'static str),
+    Rejected(String),
     Failed,
 }
 
 impl Verdict {
-    fn of(error: &EbpfError) -> Self {
-        if let EbpfError::ProgramError(ProgramError::LoadError { verifier_log, .. }) = error {
-            let log = verifier_log.to_string();
-            // Locked down kernels do not offer the helper, so the verifier does not know it.
-            if log.contains("probe_read_kernel#") {
-                return Self::Denied(
-                    "the kernel is locked down (confidentiality) and lets no program read its memory; boot \
-                     without lockdown=confidentiality or use the netlink or poll tier"
-                        .into(),
-                );
-            }
-        }
+    fn of(error: &EbpfError, no_lockdown: &Answer) -> Self {
+        let log = match error {
+            EbpfError::ProgramError(ProgramError::LoadError { verifier_log, .. }) => verifier_log.to_string(),
+            _ => String::new(),
+        };
         let ring = matches!(error, EbpfError::MapError(MapError::CreateError { name, .. }) if name == guard_common::map::EVENTS);
         let raw = |io: &io::Error| io.raw_os_error();
         let errno = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>().and_then(raw));
-        match errno {
-            Some(libc_errno::EPERM | libc_errno::EACCES) => Self::Denied(advice()),
-            Some(libc_errno::ENOSYS) => Self::Unsupported("the bpf() system call (CONFIG_BPF_SYSCALL)"),
-            Some(libc_errno::EINVAL) if ring => Self::Unsupported("BPF ring buffers (Linux 5.8 or newer)"),
-            _ => Self::Failed,
+        match (Self::by_log(&log, no_lockdown), errno) {
+            (Some(verdict), _) => verdict,
+            (None, Some(libc_errno::EPERM | libc_errno::EACCES)) => Self::Denied(advice(no_lockdown)),
+            (None, Some(libc_errno::ENOSYS)) => {
+                Self::Unsupported("the bpf() system call (CONFIG_BPF_SYSCALL)")
+            }
+            (None, Some(libc_errno::EINVAL)) if ring => {
+                Self::Unsupported("BPF ring buffers (Linux 5.8 or newer)")
+            }
+            (None, _) => Self::Failed,
         }
     }
+
+    /// What the verifier's log tells. Its errno does not: it answers EACCES to a fault in a program, which is no matter of
+    /// permission.
+    fn by_log(log: &str, no_lockdown: &Answer) -> Option<Self> {
+        if lacks_memory_helper(log) && !matches!(no_lockdown, Answer::Yes) {
+            return Some(Self::Denied(advice(no_lockdown)));
+        }
+        judgement(log).map(|judgement| Self::Rejected(judgement.to_owned()))
+    }
+}
+
+/// A locked down kernel does not offer the helper that reads its memory, so the verifier does not know it. A line with
+/// `call` is the verifier's walk through the program, which shows that the helper is there.
+fn lacks_memory_helper(log: &str) -> bool {
+    log.lines().any(|line| line.contains("probe_read_kernel#") && !line.contains("call "))
+}
+
+/// The verifier's last words before its statistics; `None` when it was not asked or said nothing.
+fn judgement(log: &str) -> Option<&str> {
+    const STATISTICS: [&str; 4] = ["processed ", "verification time ", "stack depth ", "mark_precise:"];
+    let words = log.lines().map(str::trim).filter(|line| !line.is_empty());
+    words.rev().find(|line| !STATISTICS.iter().any(|start| line.starts_with(start)))
 }
 
 mod libc_errno {
@@ -200,7 +234,13 @@ fn causes<'a>(
 }
 
 /// What an operator can do about EPERM.
-fn advice() -> String {
+fn advice(no_lockdown: &Answer) -> String {
+    if matches!(no_lockdown, Answer::No { .. }) {
+        return format!(
+            "{}; boot without lockdown=confidentiality or use the netlink or poll tier",
+            features::LOCKED_DOWN
+        );
+    }
     let missing = missing_capabilities();
     if !missing.is_empty() {
         let missing = missing.join(" and ");
@@ -211,7 +251,14 @@ fn advice() -> String {
                 RLIMIT_MEMLOCK (`ulimit -l unlimited`, LimitMEMLOCK=infinity)"
             .into();
     }
-    "the capabilities are there: kernel lockdown, a seccomp filter or the container runtime forbids it".into()
+    let forbids =
+        "the capabilities are there: a security module, a seccomp filter or the container runtime forbids it";
+    match no_lockdown {
+        Answer::CouldNotTell { because } => {
+            format!("{forbids}, or the kernel is locked down, which could not be told: {because}")
+        }
+        Answer::Yes | Answer::No { .. } => forbids.to_owned(),
+    }
 }
 
 /// `CAP_BPF` and `CAP_PERFMON` as far as they are not effective; `CAP_SYS_ADMIN`
@@ -234,4 +281,48 @@ fn missing_capabilities() -> Vec<&'static str> {
         .filter(|&(_, capability)| !has(capability))
         .map(|(name, _)| name)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FAULT: &str = "0: (85) call bpf_probe_read_kernel#113\n1: (61) r2 = *(u32 *)(r1 +400)\n\
+                         invalid bpf_context access off=400 size=4\nprocessed 2 insns (limit 1000000)\n";
+    const NO_HELPER: &str = "0: (85) call bpf_probe_read_kernel#113\nunknown func bpf_probe_read_kernel#113\n\
+                             processed 1 insns (limit 1000000)\n";
+    const NEWER_NO_HELPER: &str = "program of this type cannot use helper bpf_probe_read_kernel#113\n";
+
+    fn locked() -> Answer {
+        Answer::No { because: features::LOCKED_DOWN.to_owned() }
+    }
+
+    /// EACCES and a log that shows the helper being called: this was told as lockdown.
+    #[test]
+    fn a_fault_in_a_program_is_not_blamed_on_lockdown() {
+        let rejected = Verdict::Rejected("invalid bpf_context access off=400 size=4".to_owned());
+        let untold = Answer::CouldNotTell { because: "no securityfs".to_owned() };
+        for no_lockdown in [Answer::Yes, locked(), untold] {
+            assert_eq!(Verdict::by_log(FAULT, &no_lockdown).as_ref(), Some(&rejected), "{no_lockdown}");
+        }
+        assert_eq!(Verdict::by_log("", &Answer::Yes), None);
+    }
+
+    #[test]
+    fn a_helper_that_lockdown_takes_away_is_blamed_on_it_where_the_kernel_says_so() {
+        for log in [NO_HELPER, NEWER_NO_HELPER] {
+            let told = |no_lockdown| Verdict::by_log(log, &no_lockdown);
+            let Some(Verdict::Denied(advice)) = told(locked()) else { panic!("{:?}", told(locked())) };
+            assert!(advice.starts_with(features::LOCKED_DOWN), "{advice}");
+            let last = log.lines().rfind(|line| !line.starts_with("processed")).unwrap();
+            assert_eq!(told(Answer::Yes), Some(Verdict::Rejected(last.to_owned())));
+        }
+    }
+
+    #[test]
+    fn lockdown_is_named_only_as_far_as_the_kernel_tells() {
+        assert!(advice(&locked()).contains("boot without lockdown=confidentiality"));
+        let told = advice(&Answer::Yes);
+        assert!(!told.contains("locked down"), "{told}");
+    }
 }

@@ -170,7 +170,7 @@ impl Bpf {
     ///
     /// [`BpfError::Stub`], [`BpfError::Denied`], [`BpfError::Unsupported`] and
     /// [`BpfError::Tracefs`] mean that this machine or build has no ebpf tier,
-    /// with the reason; [`BpfError::Failed`] that something else went wrong.
+    /// with the reason; [`BpfError::Rejected`] and [`BpfError::Failed`] that something else went wrong.
     pub fn load(options: &BpfOptions) -> Result<Self, BpfError> {
         load::load(options)
     }

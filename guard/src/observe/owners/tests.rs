@@ -101,7 +101,9 @@ fn both_sources_name_the_same_owners() {
         let source = OwnerSource::default();
         match OwnerLookup::load() {
             Ok(lookup) => source.hand_over(lookup),
-            Err(error @ (BpfError::Failed { .. } | BpfError::Option { .. })) => panic!("{error}"),
+            Err(error @ (BpfError::Rejected { .. } | BpfError::Failed { .. } | BpfError::Option { .. })) => {
+                panic!("{error}")
+            }
             Err(error) => return skip(NAME, &error.to_string()),
         }
         let (fd, _) = listening("127.0.0.1", None, REUSE);

@@ -172,7 +172,9 @@ const LIFE: [&str; 3] = ["CLOSE>LISTEN", "LISTEN>CLOSE", "released"];
 fn or_skip<T>(test: &str, outcome: Result<T, BpfError>) -> Option<T> {
     match outcome {
         Ok(value) => Some(value),
-        Err(error @ (BpfError::Failed { .. } | BpfError::Option { .. })) => panic!("{error}"),
+        Err(error @ (BpfError::Rejected { .. } | BpfError::Failed { .. } | BpfError::Option { .. })) => {
+            panic!("{error}")
+        }
         Err(error @ BpfError::Tracefs(TracefsError::Mismatch { .. })) => panic!("{error}"),
         Err(error) => {
             skip(test, &error.to_string());
