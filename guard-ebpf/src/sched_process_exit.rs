@@ -17,6 +17,10 @@ use crate::{current, maps};
 /// told to exit, and its exit code is the group's.
 const SIGNAL_GROUP_EXIT: u32 = 0x4;
 
+/// No status word: `wait(2)` knows 16 bits. A plain number and no `Option`: before Linux 6.3 the verifier refuses a
+/// program in which a value is carried along that only some of its ways have set.
+const UNTOLD: i32 = -1;
+
 /// `ENOENT`, as a helper answers.
 const ABSENT: i32 = -2;
 
@@ -58,13 +62,13 @@ fn try_process_exit(ctx: &impl EbpfContext, told: impl FnOnce() -> Option<bool>)
     emit(ExitEvent {
         header: header::<ExitEvent>(KIND_EXITED),
         tgid: ids.tgid,
-        status: status.unwrap_or(0),
-        flags: if status.is_some() { EXIT_STATUS_KNOWN } else { 0 },
+        status: if status == UNTOLD { 0 } else { status },
+        flags: if status == UNTOLD { 0 } else { EXIT_STATUS_KNOWN },
         pad: 0,
         comm: current::comm(),
     })?;
     #[cfg(feature = "log")]
-    aya_log_ebpf::debug!(ctx, "tgid {} exits, status {}", ids.tgid, status.unwrap_or(-1));
+    aya_log_ebpf::debug!(ctx, "tgid {} exits, status {}", ids.tgid, status);
     Ok(())
 }
 
@@ -87,13 +91,17 @@ fn group_is_dead(ids: &current::Ids) -> bool {
 /// The status word that `wait(2)` will report: the group's exit code once the
 /// group was told to exit (a fatal signal, `exit_group`, and since 5.17 the last
 /// thread's own exit), else the leader's. The kernel's `wait_task_zombie()`
-/// chooses in the same way.
+/// chooses in the same way. [`UNTOLD`] where BTF does not show the fields, or one cannot be read.
 #[inline(always)]
-fn wait_status() -> Option<i32> {
-    let flags_offset = known(setting!(signal_flags))?;
-    let group_offset = known(setting!(signal_exit_code))?;
-    let leader_offset = known(setting!(task_leader))?;
-    let code_offset = known(setting!(task_exit_code))?;
+fn wait_status() -> i32 {
+    let (Some(flags_offset), Some(group_offset), Some(leader_offset), Some(code_offset)) = (
+        known(setting!(signal_flags)),
+        known(setting!(signal_exit_code)),
+        known(setting!(task_leader)),
+        known(setting!(task_exit_code)),
+    ) else {
+        return UNTOLD;
+    };
     let status = (|| {
         let signal = signal()?;
         if read::<u32>(signal, flags_offset).ok()? & SIGNAL_GROUP_EXIT != 0 {
@@ -102,10 +110,10 @@ fn wait_status() -> Option<i32> {
         let leader: u64 = read(current_task(), leader_offset).ok()?;
         read::<i32>(leader, code_offset).ok()
     })();
-    if status.is_none() {
+    status.unwrap_or_else(|| {
         count(LostReason::ReadTask);
-    }
-    status
+        UNTOLD
+    })
 }
 
 /// The current task's `struct signal_struct`, shared by its thread group.
