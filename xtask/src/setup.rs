@@ -21,8 +21,9 @@ pub(crate) struct Args {
 const DEBIAN_RUST: [&str; 2] = ["rustc-web", "rust-web-src"];
 
 /// Commands that the end-to-end tests run, and the Debian package of each.
-const TEST_COMMANDS: [(&str, &str); 6] = [
+const TEST_COMMANDS: [(&str, &str); 7] = [
     ("node", "nodejs"),
+    ("curl", "curl"),
     ("ip", "iproute2"),
     ("ps", "procps"),
     ("unshare", "util-linux"),

@@ -31,10 +31,19 @@ pub(crate) struct Args {
 }
 
 /// The package whose tests use the running kernel.
-const END_TO_END: &str = "guard-tests";
+pub(crate) const END_TO_END: &str = "guard-tests";
 
 /// Everything but the BPF programs, which only their own target can build.
 const PACKAGES: [&str; 5] = ["guard-core", "guard-common", "guard", "xtask", END_TO_END];
+
+/// What builds the program under test and its stand-ins.
+pub(crate) const PROGRAMS: [&str; 6] = ["build", "--package", "guard", "--package", END_TO_END, "--bins"];
+
+/// What builds the test harnesses: of all packages, since what they have in common depends on which they are.
+pub(crate) fn harnesses() -> Vec<&'static str> {
+    let packages = PACKAGES.iter().flat_map(|package| ["--package", package]);
+    ["test", "--no-run"].into_iter().chain(packages).collect()
+}
 
 /// Where a test appends `test: reason` when it cannot run here.
 const SKIPS: &str = "PORTGUARD_TEST_SKIPS";
@@ -154,14 +163,10 @@ fn build_tests(workspace: &Workspace, plan: &Plan, filters: &[String]) -> Result
         cargo_json::build(&mut cargo)
     };
     say("building the tests");
-    let programs = cargo(&["build", "--package", "guard", "--package", END_TO_END, "--bins"])?;
+    let programs = cargo(&PROGRAMS)?;
     let program = programs.binary("portguard")?.to_path_buf();
     let stand_ins = program.parent().context("portguard was built nowhere")?.to_path_buf();
-    let mut arguments = vec!["test", "--no-run"];
-    for package in PACKAGES {
-        arguments.extend(["--package", package]);
-    }
-    let mut suites = cargo(&arguments)?.executables;
+    let mut suites = cargo(&harnesses())?.executables;
     suites.retain(|made| made.test);
     suites.sort_by_key(|made| {
         let place = PACKAGES.iter().position(|package| *package == made.package);

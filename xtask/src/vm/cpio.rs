@@ -12,6 +12,7 @@ pub(crate) struct Archive<W> {
 
 const FOLDER: u32 = 0o040_000;
 const FILE: u32 = 0o100_000;
+const LINK: u32 = 0o120_000;
 
 impl<W: Write> Archive<W> {
     /// An empty archive.
@@ -27,6 +28,11 @@ impl<W: Write> Archive<W> {
     /// A file that everybody may read, and run if `executable`.
     pub(crate) fn file(&mut self, path: &str, executable: bool, content: &[u8]) -> io::Result<()> {
         self.entry(path, FILE | if executable { 0o755 } else { 0o644 }, content)
+    }
+
+    /// A symbolic link.
+    pub(crate) fn link(&mut self, path: &str, target: &str) -> io::Result<()> {
+        self.entry(path, LINK | 0o777, target.as_bytes())
     }
 
     /// Writes the end of the archive.

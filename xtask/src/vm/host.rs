@@ -6,8 +6,12 @@ use crate::process::which;
 use crate::setup;
 
 /// Commands that the guests need, and the Debian package of each.
-const COMMANDS: [(&str, &str); 3] =
-    [("qemu-system-x86_64", "qemu-system-x86"), ("xz", "xz-utils"), ("ldd", "libc-bin")];
+const COMMANDS: [(&str, &str); 4] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("xz", "xz-utils"),
+    ("ldd", "libc-bin"),
+    ("strip", "binutils"),
+];
 
 /// Makes sure of the emulator and of what builds an image.
 ///

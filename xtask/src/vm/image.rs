@@ -16,16 +16,24 @@ use crate::vm::guest::Manifest;
 use crate::vm::kernel::Kernel;
 use crate::workspace::Workspace;
 
-/// Where the programs are in a guest.
+/// Where the programs are in a guest, and the other places in which they are looked for.
 pub(crate) const BIN: &str = "/bin";
+const ALSO_BIN: [&str; 3] = ["/usr/bin", "/usr/sbin", "/sbin"];
 
 /// This machine's program that what asks for features runs.
 const PROBED: [&str; 1] = ["sleep"];
 
 /// This machine's programs that the tests run by name. Not all in one, as in busybox: a test may give a copy
 /// another name.
-const HOST_PROGRAMS: [&str; 19] = [
+const HOST_PROGRAMS: [&str; 26] = [
     "sh",
+    "chrt",
+    "curl",
+    "grep",
+    "head",
+    "kill",
+    "prlimit",
+    "sleep",
     "cat",
     "cp",
     "readlink",
@@ -46,9 +54,14 @@ const HOST_PROGRAMS: [&str; 19] = [
     "ps",
 ];
 
-/// What the tests run as PID 1 of a namespace, at its own path, and the settings of its bus. Since systemd 255 it has a helper.
+/// What the tests run as PID 1 of a namespace, at its own path, and the settings of its bus, of which the last lets systemd have its
+/// name. Since systemd 255 it has a helper.
 const SYSTEMD: [&str; 2] = ["/usr/lib/systemd/systemd", "/usr/lib/systemd/systemd-executor"];
-const BUS: [&str; 2] = ["/usr/share/dbus-1/system.conf", "/usr/share/dbus-1/session.conf"];
+const BUS: [&str; 3] = [
+    "/usr/share/dbus-1/system.conf",
+    "/usr/share/dbus-1/session.conf",
+    "/usr/share/dbus-1/system.d/org.freedesktop.systemd1.conf",
+];
 
 /// A hundred megabytes, which an emulated processor has to unpack.
 const NODE: &str = "node";
@@ -91,9 +104,14 @@ impl Base {
     /// When a file cannot be read.
     pub(crate) fn pack(workspace: &Workspace, programs: &Programs, content: Content) -> Result<Self> {
         let mut image = Image::onto(Vec::new(), BTreeSet::new());
-        image.program("/init", &programs.init)?;
-        image.program("/bin/portguard", &programs.portguard)?;
-        image.program("/bin/probe", &programs.probe)?;
+        for link in ALSO_BIN {
+            image.parents(link)?;
+            image.archive.link(link, BIN).with_context(|| format!("packing {link}"))?;
+        }
+        let scratch = workspace.target().join("vm/stripped");
+        image.own("/init", &programs.init, &scratch)?;
+        image.own("/bin/portguard", &programs.portguard, &scratch)?;
+        image.own("/bin/probe", &programs.probe, &scratch)?;
         image.host_programs(&PROBED)?;
         image.content("/etc/passwd", USERS.as_bytes())?;
         image.content("/etc/group", GROUPS.as_bytes())?;
@@ -101,7 +119,7 @@ impl Base {
             image.folder(Path::new(folder))?;
         }
         if content != Content::Probe {
-            image.tests(programs)?;
+            image.tests(programs, &scratch)?;
         }
         if content == Content::TestsWithNode {
             image.host_programs(&[NODE])?;
@@ -134,13 +152,16 @@ impl Image {
     }
 
     /// The tests and all that they run but Node.
-    fn tests(&mut self, programs: &Programs) -> Result<()> {
+    fn tests(&mut self, programs: &Programs, scratch: &Path) -> Result<()> {
         for (path, harness) in [("/bin/e2e", &programs.end_to_end), ("/bin/unit", &programs.unit)] {
             if let Some(harness) = harness {
-                self.program(path, harness)?;
+                self.own(path, harness, scratch)?;
             }
         }
-        self.program("/bin/standin", &programs.stand_in)?;
+        for program in &programs.others {
+            let name = program.file_name().and_then(|name| name.to_str()).context("a program's name")?;
+            self.own(&format!("{BIN}/{name}"), program, scratch)?;
+        }
         self.host_programs(&HOST_PROGRAMS)?;
         for path in SYSTEMD.into_iter().filter(|path| Path::new(path).is_file()) {
             self.with_libraries(path, Path::new(path))?;
@@ -176,6 +197,13 @@ impl Image {
         let content = fs::read(from).with_context(|| format!("reading {}", from.display()))?;
         self.parents(path)?;
         self.archive.file(path, executable, &content).with_context(|| format!("packing {path}"))
+    }
+
+    /// A program of the workspace, without what only debuggers read: an emulated processor has to unpack it.
+    fn own(&mut self, path: &str, from: &Path, scratch: &Path) -> Result<()> {
+        read(Command::new("strip").arg("-o").arg(scratch).arg(from))?;
+        self.with_libraries(path, scratch)?;
+        fs::remove_file(scratch).with_context(|| format!("removing {}", scratch.display()))
     }
 
     fn program(&mut self, path: &str, from: &Path) -> Result<()> {
