@@ -16,11 +16,13 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage,
 use crate::child::FORKING;
 use crate::process::{PidFd, reap};
 
-/// The private network namespace of the current thread. Dropping it ends every
+/// The network namespace of the current thread. Dropping a private one ends every
 /// process that still lives in it: the test made them all.
 #[derive(Debug)]
 pub struct Netns {
     link: std::path::PathBuf,
+    /// Whether it is the tests' own, and all who live in it.
+    private: bool,
     /// The ports that were given: the kernel may choose one twice.
     given: Mutex<BTreeSet<u16>>,
 }
@@ -36,8 +38,21 @@ impl Netns {
         nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
         unshare(CloneFlags::CLONE_NEWNET).context("unshare(CLONE_NEWNET) for a private network namespace")?;
         raise_loopback().context("bring lo up")?;
+        Self::current(true)
+    }
+
+    /// The namespace in which the thread already is, which the test shares with whoever lives in it.
+    ///
+    /// # Errors
+    /// Without `/proc`.
+    pub fn shared() -> Result<Self> {
+        nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
+        Self::current(false)
+    }
+
+    fn current(private: bool) -> Result<Self> {
         let link = std::fs::read_link("/proc/thread-self/ns/net").context("read /proc/thread-self/ns/net")?;
-        Ok(Self { link, given: Mutex::default() })
+        Ok(Self { link, private, given: Mutex::default() })
     }
 
     /// A port that nobody in this namespace uses, chosen by the kernel; never the same twice.
@@ -102,6 +117,9 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
+        if !self.private {
+            return;
+        }
         // A supervisor may start another one between two looks: until nobody is left.
         crate::wait_until(Duration::from_secs(10), || {
             let left = self.inhabitants();

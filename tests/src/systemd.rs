@@ -1,6 +1,7 @@
-//! A real systemd: PID 1 of a PID namespace, as in a container, on the running kernel.
+//! A real systemd: PID 1 of a PID namespace, as in a container, on the running kernel; in a test
+//! guest that was booted for it, PID 1 itself ([`pid1`]).
 //!
-//! It has mounts, a cgroup v2 tree and a D-Bus of its own, reads only the unit files of its
+//! The one in a namespace has mounts, a cgroup v2 tree and a D-Bus of its own, reads only the unit files of its
 //! test, and lives in the network namespace of the test that booted it. Nothing of the host is
 //! started in it.
 
@@ -18,11 +19,13 @@ use crate::process::Proc;
 use crate::standin::{Plan, built, said};
 use crate::{DEADLINE, wait_until};
 
+pub mod pid1;
+pub mod units;
+
+use units::BOOTED;
+
 /// Where Debian, Fedora and Arch have the program.
 const SYSTEMD: [&str; 2] = ["/usr/lib/systemd/systemd", "/lib/systemd/systemd"];
-
-/// What a boot leads to.
-const BOOTED: &str = "test.target";
 
 /// The user whose own manager some tests start.
 pub const USER: u32 = crate::caller::NOBODY;
@@ -44,6 +47,9 @@ exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     container=portguard-test SYSTEMD_UNIT_PATH="$1" SYSTEMD_CRASH_REBOOT=0 \
     "$2" --system --unit=test.target --log-target=null --show-status=0
 "#;
+
+/// The cgroup of a login session.
+const SESSION: &str = "user.slice/user-0.slice/session-1.scope";
 
 /// Moves into the cgroup `$1` and becomes the rest of the command line.
 const MOVE: &str = r#"echo $$ > "$1/cgroup.procs"; shift; exec "$@""#;
@@ -100,10 +106,20 @@ pub enum Manager {
 #[derive(Debug)]
 pub struct Machine {
     // Dropped first: it takes all processes along, and then the cgroups are empty.
-    namespaces: Child,
+    life: Life,
     init: i32,
-    cgroup: Cgroup,
+    /// The root of its cgroups.
+    cgroup: PathBuf,
+    /// The system's unit files.
+    units: PathBuf,
     folder: tempfile::TempDir,
+}
+
+/// What ends a machine.
+#[derive(Debug)]
+enum Life {
+    Namespaces { unshare: Child, _cgroup: Cgroup },
+    Pid1(pid1::Guest),
 }
 
 impl Machine {
@@ -138,32 +154,13 @@ impl Machine {
     pub fn boot() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         open(folder.path());
+        if pid1::is_ours() {
+            return Self::on_pid1(folder);
+        }
         let units = folder.path().join("units");
         std::fs::create_dir(&units).expect("a folder for unit files");
-        for (name, text) in [
-            (BOOTED, "[Unit]\nRequires=sysinit.target dbus.socket\nAfter=sysinit.target dbus.socket\n"),
-            ("sysinit.target", "[Unit]\nDefaultDependencies=no\n"),
-            ("basic.target", "[Unit]\nDefaultDependencies=no\n"),
-            ("sockets.target", "[Unit]\nDefaultDependencies=no\n"),
-            ("shutdown.target", "[Unit]\nDefaultDependencies=no\n"),
-            ("dbus.socket", DBUS_SOCKET),
-            ("dbus.service", DBUS_SERVICE),
-            (&format!("user@{USER}.service"), &user_manager(&folder.path().join("user-units"))),
-        ] {
-            std::fs::write(units.join(name), text).expect("write a unit file");
-        }
-        std::fs::create_dir(folder.path().join("user-units")).expect("a folder for the user's unit files");
-        open(&folder.path().join("user-units"));
-        for (name, text) in [
-            ("default.target", "[Unit]\nRequires=dbus.socket\nAfter=dbus.socket\n"),
-            ("basic.target", "[Unit]\nDefaultDependencies=no\n"),
-            ("sockets.target", "[Unit]\nDefaultDependencies=no\n"),
-            ("shutdown.target", "[Unit]\nDefaultDependencies=no\n"),
-            ("dbus.socket", USER_DBUS_SOCKET),
-            ("dbus.service", USER_DBUS_SERVICE),
-        ] {
-            std::fs::write(folder.path().join("user-units").join(name), text).expect("write a unit file");
-        }
+        units::write_system(&units).expect("write the unit files");
+        units::write_user(&units, &folder.path().join("user-units")).expect("write the unit files");
         let cgroup = Cgroup::new();
         let mut command = Command::new("sh");
         command
@@ -173,17 +170,53 @@ impl Machine {
             .args(["--cgroup", "--uts", "--ipc", "--", "sh", "-c", BOOT, "sh"])
             .arg(&units)
             .arg(program().expect("systemd is installed"));
-        let namespaces = Child::start(command, "systemd");
+        let unshare = Child::start(command, "systemd");
         let mut init = None;
         let forked = wait_until(DEADLINE, || {
-            init = only_child(namespaces.id.pid);
+            init = only_child(unshare.id.pid);
             init.is_some()
         });
-        assert!(forked, "no PID namespace\n{}", namespaces.said());
-        let machine = Self { init: init.unwrap_or_default(), namespaces, cgroup, folder };
-        let up = wait_until(DEADLINE, || machine.try_systemctl(&["is-active", BOOTED]).status.success());
-        assert!(up, "systemd did not boot\n{}", machine.namespaces.said());
+        assert!(forked, "no PID namespace\n{}", unshare.said());
+        let place = cgroup.0.clone();
+        let life = Life::Namespaces { unshare, _cgroup: cgroup };
+        let machine = Self { init: init.unwrap_or_default(), life, cgroup: place, units, folder };
+        machine.is_up();
         machine
+    }
+
+    /// The PID 1 of this guest, which the machine before has left as it was after its boot.
+    fn on_pid1(folder: tempfile::TempDir) -> Self {
+        let guest = pid1::Guest::new();
+        let units = PathBuf::from(pid1::UNITS);
+        units::write_user(&units, &folder.path().join("user-units")).expect("write the unit files");
+        guest.owns(&format!("user@{USER}.service"));
+        let life = Life::Pid1(guest);
+        let machine = Self { life, init: 1, cgroup: pid1::CGROUPS.into(), units, folder };
+        machine.is_up();
+        machine.systemctl(&["daemon-reload"]);
+        machine
+    }
+
+    fn is_up(&self) {
+        let up = wait_until(DEADLINE, || self.try_systemctl(&["is-active", BOOTED]).status.success());
+        let said = match &self.life {
+            Life::Namespaces { unshare, .. } => unshare.said(),
+            Life::Pid1(_) => String::new(),
+        };
+        assert!(up, "systemd did not boot\n{said}");
+    }
+
+    /// The folder of a manager's unit files, of which this one is about to be written.
+    fn units_of(&self, manager: Manager, unit: &str) -> PathBuf {
+        match (manager, &self.life) {
+            (Manager::User, _) => self.folder.path().join("user-units"),
+            (Manager::System, life) => {
+                if let Life::Pid1(guest) = life {
+                    guest.owns(unit);
+                }
+                self.units.clone()
+            }
+        }
     }
 
     /// Starts [`USER`]'s own manager.
@@ -204,10 +237,7 @@ impl Machine {
     /// # Panics
     /// When it cannot be written or read.
     pub fn install(&self, manager: Manager, service: &Service) {
-        let folder = match manager {
-            Manager::System => "units",
-            Manager::User => "user-units",
-        };
+        let folder = self.units_of(manager, &service.name);
         // What the unit says goes to a file: see `said`.
         let text = format!(
             "[Unit]\nDefaultDependencies=no\n{}\n[Service]\nStandardOutput=append:{}\n{}\n",
@@ -215,7 +245,7 @@ impl Machine {
             self.output_of(&service.name).display(),
             service.service.join("\n"),
         );
-        std::fs::write(self.folder.path().join(folder).join(&service.name), text).expect("write a unit file");
+        std::fs::write(folder.join(&service.name), text).expect("write a unit file");
         self.ask(manager, &["daemon-reload"]);
     }
 
@@ -224,11 +254,7 @@ impl Machine {
     /// # Panics
     /// When it cannot be written or read.
     pub fn drop_in(&self, manager: Manager, unit: &str, text: &str) {
-        let units = match manager {
-            Manager::System => "units",
-            Manager::User => "user-units",
-        };
-        let folder = self.folder.path().join(units).join(format!("{unit}.d"));
+        let folder = self.units_of(manager, unit).join(format!("{unit}.d"));
         std::fs::create_dir_all(&folder).expect("a folder for drop-ins");
         std::fs::write(folder.join("10-test.conf"), text).expect("write a drop-in");
         self.ask(manager, &["daemon-reload"]);
@@ -240,7 +266,7 @@ impl Machine {
     /// When it cannot be written or read.
     pub fn install_text(&self, name: &str, text: &str) {
         let text = format!("[Unit]\nDefaultDependencies=no\n{text}");
-        std::fs::write(self.folder.path().join("units").join(name), text).expect("write a unit file");
+        std::fs::write(self.units_of(Manager::System, name).join(name), text).expect("write a unit file");
         self.systemctl(&["daemon-reload"]);
     }
 
@@ -373,7 +399,7 @@ impl Machine {
 
     /// A command line that runs whatever follows in a login session of the machine.
     fn session(&self) -> Vec<String> {
-        let scope = self.cgroup.0.join("user.slice/user-0.slice/session-1.scope");
+        let scope = self.cgroup.join(SESSION);
         std::fs::create_dir_all(&scope).expect("a cgroup for the login session");
         let scope = scope.to_str().expect("a path in UTF-8").to_owned();
         let words = ["sh", "-c", MOVE, "sh", &scope, "nsenter", "--target"];
@@ -408,8 +434,12 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
+        let unshare = match &mut self.life {
+            Life::Namespaces { unshare, .. } => unshare,
+            Life::Pid1(guest) => return guest.clear(),
+        };
         // SIGKILL to a PID namespace's PID 1 ends all of it.
-        self.namespaces.signal(nix::sys::signal::Signal::SIGKILL);
+        unshare.signal(nix::sys::signal::Signal::SIGKILL);
         let init = Path::new("/proc").join(self.init.to_string());
         wait_until(Duration::from_secs(10), || !init.exists());
     }
@@ -466,7 +496,8 @@ fn cgroup2() -> Option<PathBuf> {
     folder.is_dir().then_some(folder)
 }
 
-fn program() -> Option<&'static Path> {
+/// Where systemd is.
+pub fn program() -> Option<&'static Path> {
     SYSTEMD.into_iter().map(Path::new).find(|path| path.is_file())
 }
 
@@ -480,25 +511,4 @@ fn only_child(pid: i32) -> Option<i32> {
 fn open(folder: &Path) {
     std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o777))
         .expect("open a folder to everybody");
-}
-
-const DBUS_SOCKET: &str =
-    "[Unit]\nDefaultDependencies=no\n[Socket]\nListenStream=/run/dbus/system_bus_socket\n";
-
-const DBUS_SERVICE: &str = "[Unit]\nDefaultDependencies=no\nRequires=dbus.socket\nAfter=dbus.socket\n\
-    [Service]\nExecStart=dbus-daemon --system --address=systemd: --nofork --nopidfile --systemd-activation\n";
-
-const USER_DBUS_SOCKET: &str = "[Unit]\nDefaultDependencies=no\n[Socket]\nListenStream=%t/bus\n";
-
-const USER_DBUS_SERVICE: &str = "[Unit]\nDefaultDependencies=no\nRequires=dbus.socket\nAfter=dbus.socket\n\
-    [Service]\nExecStart=dbus-daemon --session --address=systemd: --nofork --nopidfile --systemd-activation\n";
-
-fn user_manager(units: &Path) -> String {
-    let (program, units) = (program().expect("systemd is installed").display(), units.display());
-    format!(
-        "[Unit]\nDefaultDependencies=no\n\
-         [Service]\nType=notify\nUser={USER}\nGroup={USER}\nSlice=user-{USER}.slice\nDelegate=yes\nKillMode=mixed\n\
-         Environment=XDG_RUNTIME_DIR=/run/user/{USER} SYSTEMD_UNIT_PATH={units} HOME=/\n\
-         ExecStart={program} --user --unit=default.target --log-target=null\n"
-    )
 }

@@ -6,6 +6,7 @@ use crate::netns::Netns;
 use crate::portguard::Portguard;
 use crate::skip::skip;
 use crate::standin::Plan;
+use crate::systemd::pid1;
 use crate::tier::Tier;
 
 /// What a scenario plays in.
@@ -36,7 +37,9 @@ pub fn play(test: &str, tier: Tier, scenario: fn(&World)) {
     }
     // A namespace belongs to a thread: the test runner's own threads stay where they are.
     let ended = std::thread::spawn(move || {
-        let netns = Netns::enter().expect("a network namespace for the test");
+        // What PID 1 starts lives in its namespace.
+        let netns = if pid1::is_ours() { Netns::shared() } else { Netns::enter() };
+        let netns = netns.expect("a network namespace for the test");
         let world = World { netns, tier, test };
         // Caught here, so that the namespace is cleared before the panic travels on.
         let outcome = catch_unwind(AssertUnwindSafe(|| scenario(&world)));

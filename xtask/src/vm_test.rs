@@ -40,6 +40,9 @@ pub(crate) struct Args {
     /// Only what the kernels offer: the features and the verifier's costs
     #[arg(long, conflicts_with_all = ["filters", "all_scenarios"])]
     features: bool,
+    /// Only what needs systemd: the scenarios of units, with systemd as PID 1 of the guest
+    #[arg(long, conflicts_with_all = ["features", "all_scenarios", "write"])]
+    systemd: bool,
     /// Every end-to-end test on every kernel, which takes long, instead of the selection
     #[arg(long, conflicts_with = "filters")]
     all_scenarios: bool,
@@ -72,6 +75,7 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let scope = match args {
         Args { features: true, .. } => Scope::Features,
         Args { all_scenarios: true, .. } => Scope::All,
+        Args { systemd: true, filters, .. } => Scope::Systemd(filters),
         Args { filters, .. } if !filters.is_empty() => Scope::Only(filters),
         _ => Scope::Core,
     };
@@ -91,7 +95,7 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let (kernels, missing) = kernels(&wanted, &folder);
     build::prepare_object(workspace, Profile::Dev, false)?;
     let programs = programs::programs(workspace, scope.wants_end_to_end(), scope.wants_unit())?;
-    let machines = machines(kernels, scope);
+    let machines = scope.machines(&kernels);
     let mut bases: Vec<(Content, Base)> = Vec::new();
     for machine in &machines {
         let content = scope.content(machine);
@@ -121,16 +125,6 @@ pub(crate) fn command(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         total.write(workspace)?;
     }
     Ok(total.report(strict, args.if_available))
-}
-
-/// The longest boots first, so that in the end no processor waits for the other.
-fn machines(kernels: Vec<Kernel>, scope: Scope<'_>) -> Vec<Machine> {
-    let machine = |locked: bool| move |kernel: Kernel| Machine { kernel, locked };
-    let mut machines: Vec<Machine> = kernels.iter().cloned().map(machine(false)).collect();
-    if scope.locks_down() {
-        machines.extend(kernels.into_iter().map(machine(true)));
-    }
-    machines
 }
 
 fn wanted(names: &[String]) -> Result<Vec<Series>> {

@@ -81,11 +81,10 @@ fn examine() -> Report {
                 // The lookup needs less than the tier does.
                 lookup = OwnerLookup::load().map_err(|error| error.to_string());
                 let netlink = features::destroy_announcements().is_yes();
-                let why = if features::is_locked_down() {
-                    format!("{}: {error}", features::LOCKED_DOWN)
-                } else {
-                    error.to_string()
-                };
+                let mut why = error.to_string();
+                if features::is_locked_down() && !why.contains(features::LOCKED_DOWN) {
+                    why = format!("{}: {why}", features::LOCKED_DOWN);
+                }
                 (if netlink { Tier::Netlink } else { Tier::Poll }, Some(why), Vec::new())
             }
         };

@@ -34,6 +34,8 @@ const KERNEL: &str = "console=ttyS0 loglevel=5 panic=-1 norandmaps";
 /// What a guest is told to do.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Manifest {
+    /// With systemd as PID 1.
+    pub(crate) systemd: bool,
     /// Commands, one after another.
     pub(crate) steps: Vec<Step>,
 }
@@ -67,6 +69,9 @@ impl Manifest {
             if let Some(name) = module.file_stem().and_then(|name| name.to_str()) {
                 line("module", name);
             }
+        }
+        if self.systemd {
+            line("systemd", "");
         }
         for step in &self.steps {
             line("step", &step.name);

@@ -35,20 +35,35 @@ const LAST_CAPABILITY: i32 = 40;
 pub(crate) struct Machine {
     /// The kernel.
     pub(crate) kernel: Kernel,
-    /// Booted with `lockdown=confidentiality`.
-    pub(crate) locked: bool,
+    /// How it is booted.
+    pub(crate) state: State,
+}
+
+/// How a kernel is booted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// As it is.
+    Plain,
+    /// With `lockdown=confidentiality`.
+    Locked,
+    /// With systemd as PID 1.
+    Systemd,
 }
 
 impl Machine {
     /// For reports and files.
     pub(crate) fn name(&self) -> String {
-        let state = if self.locked { "-locked" } else { "" };
+        let state = match self.state {
+            State::Plain => "",
+            State::Locked => "-locked",
+            State::Systemd => "-systemd",
+        };
         format!("{}{state}", self.kernel.series.name)
     }
 
     /// More words for the kernel's command line.
     pub(crate) fn append(&self) -> &'static str {
-        if self.locked { "lockdown=confidentiality" } else { "" }
+        if self.state == State::Locked { "lockdown=confidentiality" } else { "" }
     }
 }
 
@@ -68,19 +83,32 @@ pub(crate) enum Scope<'a> {
     All,
     /// Tests whose name contains one of these, and nothing else.
     Only(&'a [String]),
+    /// What needs systemd as PID 1, or those whose name contains one of these.
+    Systemd(&'a [String]),
 }
 
 impl Scope<'_> {
-    /// Whether the kernel is also booted locked down.
-    pub(crate) const fn locks_down(self) -> bool {
-        !matches!(self, Self::Only(_))
+    /// Every boot of these kernels, the longest first, so that in the end no processor waits for the other.
+    pub(crate) fn machines(self, kernels: &[Kernel]) -> Vec<Machine> {
+        let states: &[State] = match self {
+            Self::Core | Self::All => &[State::Systemd, State::Plain, State::Locked],
+            Self::Features => &[State::Plain, State::Locked],
+            Self::Only(_) => &[State::Plain],
+            Self::Systemd(_) => &[State::Systemd],
+        };
+        let wanted = |machine: &Machine| match (self, machine.state) {
+            (Self::Core | Self::All, State::Systemd) => WITH_SYSTEMD.contains(&machine.kernel.series.name),
+            _ => true,
+        };
+        let boots = |&state| kernels.iter().map(move |kernel| Machine { kernel: kernel.clone(), state });
+        states.iter().flat_map(boots).filter(wanted).collect()
     }
 
     /// Whether the end-to-end tests have to be there.
     pub(crate) fn wants_end_to_end(self) -> bool {
         match self {
             Self::Features => false,
-            Self::Core | Self::All => true,
+            Self::Core | Self::All | Self::Systemd(_) => true,
             Self::Only(filters) => filters.iter().any(|filter| !filter.starts_with(DOORS)),
         }
     }
@@ -88,7 +116,7 @@ impl Scope<'_> {
     /// Whether the unit tests have to be there.
     pub(crate) fn wants_unit(self) -> bool {
         match self {
-            Self::Features => false,
+            Self::Features | Self::Systemd(_) => false,
             Self::Core | Self::All => true,
             Self::Only(filters) => filters.iter().any(|filter| filter.starts_with(DOORS)),
         }
@@ -98,8 +126,8 @@ impl Scope<'_> {
     pub(crate) fn content(self, machine: &Machine) -> Content {
         match self {
             Self::Features => Content::Probe,
-            Self::Core => Content::Tests,
-            Self::All if machine.locked => Content::Tests,
+            Self::Core | Self::Systemd(_) => Content::Tests,
+            Self::All if machine.state != State::Plain => Content::Tests,
             Self::All | Self::Only(_) => Content::TestsWithNode,
         }
     }
@@ -120,7 +148,20 @@ impl Scope<'_> {
                     steps.push(step("e2e", "/bin/e2e", &scenarios));
                 }
             }
-            _ if machine.locked => {
+            _ if machine.state == State::Systemd => {
+                let filters: Vec<&str> = match self {
+                    Self::Systemd(filters @ [_, ..]) => filters.iter().map(String::as_str).collect(),
+                    _ => vec![NEEDS_SYSTEMD],
+                };
+                let mut scenarios = step("e2e", "/bin/e2e", &filters);
+                let variable = |name: &str| (name.to_owned(), "1".to_owned());
+                // They share one PID 1.
+                scenarios
+                    .environment
+                    .extend([variable("PORTGUARD_TEST_PID1"), variable("RUST_TEST_THREADS")]);
+                steps.push(scenarios);
+            }
+            _ if machine.state == State::Locked => {
                 steps.push(features(LOCKED));
                 if !matches!(self, Self::Features) {
                     let mut lower = step("e2e", "/bin/e2e", &WITHOUT_BPF);
@@ -140,11 +181,11 @@ impl Scope<'_> {
                         steps.push(step(UNIT, "/bin/unit", &[DOORS]));
                         steps.push(step("e2e", "/bin/e2e", all));
                     }
-                    Self::Features | Self::Only(_) => {}
+                    Self::Features | Self::Only(_) | Self::Systemd(_) => {}
                 }
             }
         }
-        Manifest { steps }
+        Manifest { systemd: machine.state == State::Systemd, steps }
     }
 }
 
@@ -153,6 +194,12 @@ const EVERYWHERE: [&str; 2] = ["evicting::", "tiers::"];
 
 /// Those that the oldest and the newest kernel play besides: what is true on both is hardly false between.
 const AT_BOTH_ENDS: [&str; 1] = ["failure_modes::"];
+
+/// The kernels that are also booted with systemd as PID 1 when all are asked for.
+const WITH_SYSTEMD: [&str; 1] = ["6.12"];
+
+/// Those that are about units.
+const NEEDS_SYSTEMD: &str = "systemd::";
 
 /// Those that show that the lower tiers give the same verdicts where BPF is refused.
 const WITHOUT_BPF: [&str; 1] = ["evicting::"];

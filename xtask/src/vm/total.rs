@@ -12,7 +12,8 @@ use crate::test::{Counts, Skip};
 use crate::vm::answers::{self, Answers};
 use crate::vm::exceptions::{self, Exceptions};
 use crate::vm::guest::{Done, Ran};
-use crate::vm::plan::{Machine, ROOT, heading};
+use crate::vm::plan::{Machine, ROOT, State, heading};
+use crate::vm::scenarios;
 use crate::vm::table::{Page, Table};
 use crate::workspace::Workspace;
 
@@ -28,6 +29,7 @@ pub(crate) struct Total {
     pictures: Vec<(String, Table)>,
     found: Vec<(String, Table)>,
     costs: Table,
+    played: Table,
 }
 
 impl Total {
@@ -52,6 +54,7 @@ impl Total {
             pictures: Vec::new(),
             found: Vec::new(),
             costs: Table::default(),
+            played: Table::default(),
         })
     }
 
@@ -61,7 +64,7 @@ impl Total {
             let suite = format!("{} {}", machine.name(), step.name);
             match heading(&step.name) {
                 Some(situation) => self.compare(machine.kernel.series.name, situation, &suite, step),
-                None => self.tests(machine.kernel.series.name, &suite, step),
+                None => self.tests(machine, &suite, step),
             }
         }
         let worked = ran.worked.map_or(f64::NAN, |worked| worked.as_secs_f64());
@@ -77,11 +80,21 @@ impl Total {
         }
     }
 
-    fn tests(&mut self, kernel: &str, suite: &str, step: &Done) {
+    fn tests(&mut self, machine: &Machine, suite: &str, step: &Done) {
+        let kernel = machine.kernel.series.name;
         let mut outcome = Outcome::default();
         let results = step.lines.iter().filter(|line| outcome.read(suite, line)).count();
         let ended_well = step.succeeded() || outcome.failed > 0;
-        self.excused.extend(self.exceptions.excuse(kernel, suite, &mut outcome, &step.lines));
+        let excused = self.exceptions.excuse(kernel, suite, &mut outcome, &step.lines);
+        let names =
+            excused.iter().filter_map(|skip| skip.test.strip_prefix(suite)?.strip_prefix(": ")).collect();
+        let situation = match machine.state {
+            State::Plain => "",
+            State::Locked => ", locked down",
+            State::Systemd => ", systemd is PID 1",
+        };
+        scenarios::enter(&mut self.played, kernel, situation, &step.lines, &names);
+        self.excused.extend(excused);
         if results == 0 || !ended_well {
             outcome.failed += 1;
             outcome.failures.push(format!("{suite}: {}", how(step)));
@@ -176,6 +189,9 @@ impl Total {
         }
         if self.costs.subjects().next().is_some() {
             println!("\ninstructions that the verifier went through:\n{}\n", self.costs);
+        }
+        if self.played.subjects().next().is_some() {
+            println!("\ntests:\n{}\n", self.played);
         }
         for Skip { test, why } in &skips {
             println!("skipped: {test}: {why}");

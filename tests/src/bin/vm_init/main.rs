@@ -1,4 +1,5 @@
-//! PID 1 of the test guests: sets the machine up, runs what the manifest says, reports, powers off.
+//! PID 1 of the test guests: sets the machine up, runs what the manifest says, reports, powers off. Where the manifest
+//! wants systemd, it becomes that, and a service of systemd runs this program once more for the rest.
 //!
 //! The second serial port is the report: what the commands print, and lines of this program's
 //! own, which begin with [`MARK`]. Whoever reads it trusts nothing that ends without `bye`.
@@ -15,6 +16,9 @@ use nix::sys::termios::{OutputFlags, SetArg, tcgetattr, tcsetattr};
 mod manifest;
 mod setup;
 mod steps;
+mod systemd;
+
+use manifest::Manifest;
 
 /// What every line of this program begins with; `cargo xtask vm-test` looks for it.
 const MARK: &str = "@vm ";
@@ -47,31 +51,44 @@ impl Report {
 }
 
 fn main() -> ExitCode {
-    if std::process::id() != 1 {
-        eprintln!("vm_init is the first program of a test guest: `cargo xtask vm-test` starts it there");
-        return ExitCode::FAILURE;
+    let pid1 = std::process::id() == 1;
+    match (pid1, std::env::args().nth(1).as_deref()) {
+        (true, _) => power_off(setup::file_systems().and_then(|()| told(guest))),
+        (false, Some(systemd::STEPS)) => power_off(told(|report, manifest| run(report, manifest, false))),
+        (false, _) => {
+            eprintln!("vm_init is the first program of a test guest: `cargo xtask vm-test` starts it there");
+            ExitCode::FAILURE
+        }
     }
-    power_off(setup::file_systems().and_then(|()| told()))
 }
 
 /// Does what the manifest says, and tells the host how that went.
-fn told() -> Result<()> {
+fn told(work: impl FnOnce(&mut Report, &Manifest) -> Result<()>) -> Result<()> {
     let mut report = Report::open()?;
-    if let Err(error) = guest(&mut report) {
+    if let Err(error) = Manifest::read().and_then(|manifest| work(&mut report, &manifest)) {
         report.say(&format!("failed {error:#}"));
     }
     report.say("bye");
     nix::sys::termios::tcdrain(&report.0).context("wait for the serial port")
 }
 
-fn guest(report: &mut Report) -> Result<()> {
-    let manifest = manifest::Manifest::read()?;
+fn guest(report: &mut Report, manifest: &Manifest) -> Result<()> {
     setup::modules(&manifest.modules)?;
     setup::limits()?;
     setup::loopback()?;
+    if manifest.systemd {
+        match systemd::take_over()? {}
+    }
+    run(report, manifest, true)
+}
+
+fn run(report: &mut Report, manifest: &Manifest, alone: bool) -> Result<()> {
     report.say("ready");
     for step in &manifest.steps {
         steps::run(report, step)?;
+        if alone {
+            steps::end_the_rest();
+        }
     }
     Ok(())
 }

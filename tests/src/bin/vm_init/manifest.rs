@@ -12,6 +12,8 @@ const PATH: &str = "/manifest";
 pub(crate) struct Manifest {
     /// Kernel modules, in the order in which they need each other.
     pub(crate) modules: Vec<String>,
+    /// PID 1 becomes systemd, and a service of it runs the commands.
+    pub(crate) systemd: bool,
     /// Commands, one after another.
     pub(crate) steps: Vec<Step>,
 }
@@ -47,6 +49,10 @@ impl Manifest {
                 manifest.modules.push(value.to_owned());
                 continue;
             }
+            if word == "systemd" {
+                manifest.systemd = true;
+                continue;
+            }
             if word == "step" {
                 manifest.steps.push(Step { name: value.to_owned(), ..Step::default() });
                 continue;
@@ -74,10 +80,11 @@ mod tests {
 
     #[test]
     fn steps_are_read_with_their_order_and_their_blanks() {
-        let text = "module inet_diag\nmodule tcp_diag\nstep a b\nlimit 20\nenv X=1=2\nwithout 39\ncollect /tmp/x\n\
+        let text = "module inet_diag\nmodule tcp_diag\nsystemd\nstep a b\nlimit 20\nenv X=1=2\nwithout 39\ncollect /tmp/x\n\
                     argument /bin/a\nargument two words\nargument\nstep c";
         let manifest = Manifest::parse(text).unwrap();
         assert_eq!(manifest.modules, ["inet_diag", "tcp_diag"]);
+        assert!(manifest.systemd);
         let expected = Step {
             name: "a b".into(),
             limit: Duration::from_secs(20),
