@@ -157,7 +157,7 @@ fn tracked(root: &Path) -> Result<Vec<String>> {
     Ok(listed.split('\0').filter(|path| !path.is_empty()).map(str::to_owned).collect())
 }
 
-fn walk(root: &Path, folder: &Path, paths: &mut Vec<String>) -> Result<()> {
+pub(crate) fn walk(root: &Path, folder: &Path, paths: &mut Vec<String>) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
         let entry = entry.with_context(|| format!("reading {}", folder.display()))?;
         let path = entry.path();

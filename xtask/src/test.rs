@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result};
 
 use crate::build::{self, Embed, GUARD_BPF, OTLP};
 use crate::cargo_json::{self, Built, Executable};
+use crate::check::walk;
 use crate::process::{is_root, say};
 use crate::setup;
 use crate::suite::{self, Outcome, Show};
@@ -175,7 +176,7 @@ fn build_tests(workspace: &Workspace, plan: &Plan, filters: &[String]) -> Result
     Ok(Tests { program, exporting, stand_ins, suites })
 }
 
-/// Pure suites share the cores; then the doc tests; then, one after another and
+/// Pure suites share the cores; then the doc tests of packages that have any; then, one after another and
 /// live, the suites that measure the kernel and should not be measured against a compiler.
 fn run_all(workspace: &Workspace, plan: &Plan, tests: &Tests, filters: &[String]) -> Result<Outcome> {
     let (end_to_end, pure): (Vec<_>, Vec<_>) =
@@ -205,7 +206,10 @@ fn run_all(workspace: &Workspace, plan: &Plan, tests: &Tests, filters: &[String]
         total.add(outcome?);
     }
     for package in PACKAGES {
-        if tests.suites.iter().any(|suite| suite.package == package && suite.kind == "lib") {
+        let library = tests.suites.iter().find(|suite| suite.package == package && suite.kind == "lib");
+        if let Some(library) = library
+            && shows_code(&library.folder.join("src"))?
+        {
             let name = format!("{package} doc");
             total.add(suite::run(
                 &name,
@@ -219,6 +223,25 @@ fn run_all(workspace: &Workspace, plan: &Plan, tests: &Tests, filters: &[String]
         total.add(suite::run(&name(suite), harness(plan, tests, suite, filters), Show::Live, SUITE_LIMIT)?);
     }
     Ok(total)
+}
+
+/// Whether the documentation below `folder` shows any code: a library is built once more for its doc
+/// tests, which takes the largest one a minute, and is not worth it for none.
+fn shows_code(folder: &Path) -> Result<bool> {
+    let mut paths = Vec::new();
+    walk(folder, folder, &mut paths)?;
+    for path in paths.iter().map(|path| folder.join(path)) {
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        if text.lines().any(begins_code) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn begins_code(line: &str) -> bool {
+    let comment = ["///", "//!"].iter().find_map(|begin| line.trim_start().strip_prefix(begin));
+    comment.is_some_and(|comment| comment.trim_start().starts_with("```"))
 }
 
 fn name(suite: &Executable) -> String {
@@ -354,6 +377,12 @@ mod tests {
 
     fn skips(lines: &[&str]) -> BTreeSet<Skip> {
         lines.iter().filter_map(|line| Skip::parse(line)).collect()
+    }
+
+    #[test]
+    fn only_a_fence_in_documentation_begins_code() {
+        assert!(begins_code("/// ```") && begins_code("    //! ```no_run"));
+        assert!(!begins_code("/// `code`") && !begins_code("let fence = \"```\";"));
     }
 
     #[test]
