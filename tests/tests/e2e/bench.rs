@@ -68,16 +68,25 @@ fn the_smallest_run_of_what_watching_and_waiting_cost() {
     let woken = values(&samples, "portguard gate", "wake-ups per second").len();
     let tiers = Tier::ALL.into_iter().filter(|tier| tier.missing().is_none()).count();
     assert_eq!(woken, tiers, "{samples:?}");
+    let sidecars = values(&samples, "portguard run", "wake-ups per second").len();
+    assert_eq!(sidecars, 2 * tiers, "{samples:?}");
     let Some(samples) = smallest("host") else { return };
     let measured = |name: &str| values(&samples, name, "throughput, of that with nothing attached").len();
     assert_eq!(measured("nothing"), 1, "{samples:?}");
-    assert_eq!(measured("portguard, netlink"), 2, "{samples:?}");
+    assert_eq!(measured("portguard gate, netlink"), 2, "{samples:?}");
+    assert_eq!(measured("portguard run, netlink"), 2, "{samples:?}");
 }
 
 #[test]
 fn the_smallest_curves_have_two_sizes() {
     let Some(samples) = smallest("scale") else { return };
-    for scenario in ["owner of a listener", "port with N TIME_WAIT sockets", "one gate for N addresses"] {
+    for scenario in [
+        "owner of a listener",
+        "port with N TIME_WAIT sockets",
+        "one gate for N addresses",
+        "one sidecar for N services",
+        "N services restarted at once",
+    ] {
         let sizes: std::collections::BTreeSet<u64> = samples
             .iter()
             .filter(|sample| {
