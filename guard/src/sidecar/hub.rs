@@ -83,6 +83,12 @@ struct RunState {
     finished: Option<Body>,
 }
 
+impl RunState {
+    fn new(service: &Arc<str>, command: &'static str) -> Self {
+        Self { service: Arc::clone(service), command, events: Vec::new(), left_out: 0, finished: None }
+    }
+}
+
 /// Everything that clients can be told.
 #[derive(Debug)]
 pub(super) struct Hub {
@@ -201,17 +207,16 @@ impl Hub {
         self.keep_event(now(), None, None, &Body::Lagged { count: Some(count) });
     }
 
+    /// A client was told of this restart, whose first event may still be on its way.
+    pub(super) fn begun(&mut self, number: RunNumber, service: &Arc<str>) {
+        self.runs.entry(number).or_insert_with(|| RunState::new(service, "restart"));
+    }
+
     fn run(&mut self, at: Instant, service: &Arc<str>, number: RunNumber, command: &'static str, body: Body) {
         let json = self.keep_event(at, Some(Arc::clone(service)), Some((number, command)), &body);
         #[cfg(feature = "otlp")]
         let id = self.run_id(number);
-        let run = self.runs.entry(number).or_insert_with(|| RunState {
-            service: Arc::clone(service),
-            command,
-            events: Vec::new(),
-            left_out: 0,
-            finished: None,
-        });
+        let run = self.runs.entry(number).or_insert_with(|| RunState::new(service, command));
         let last = matches!(body, Body::RunFinished { .. });
         if run.events.len() < RUN_EVENTS || last {
             run.events.push(json);
@@ -514,6 +519,20 @@ mod tests {
             events[0].json.contains("\"mono_ns\":9"),
             "the event is of the moment it was told: {events:?}"
         );
+    }
+
+    #[test]
+    fn a_run_that_a_client_was_told_of_is_known_before_its_first_event() {
+        let mut hub = hub(10);
+        let web: Arc<str> = "web".into();
+        let number = RunNumber(1);
+        hub.begun(number, &web);
+        let document = hub.run_document("e-1", |name| name == "web").expect("the run");
+        assert_eq!((document.state.as_str(), document.command.as_str()), ("running", "restart"));
+        let what = What::Run(number, "restart", Body::step("late", None, None));
+        hub.take(Notice { at: now(), service: Some(Arc::clone(&web)), what });
+        hub.begun(number, &web);
+        assert_eq!(hub.run_document("e-1", |_| true).expect("the run").events.len(), 1);
     }
 
     #[test]

@@ -120,7 +120,10 @@ async fn restart(shared: &Shared, peer: &Peer, name: &str) -> Answer {
     }
     match answer.await {
         Ok(Ok(ticket)) => {
-            let run = shared.hub().run_id(ticket.number);
+            let mut hub = shared.hub();
+            hub.begun(ticket.number, &name);
+            let run = hub.run_id(ticket.number);
+            drop(hub);
             let accepted = RestartAccepted { service: name.to_string(), run, joined: ticket.joined };
             json(StatusCode::ACCEPTED, &accepted)
         }
