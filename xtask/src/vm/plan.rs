@@ -164,9 +164,7 @@ impl Scope<'_> {
             _ if machine.state == State::Locked => {
                 steps.push(features(LOCKED));
                 if !matches!(self, Self::Features) {
-                    let mut lower = step("e2e", "/bin/e2e", &WITHOUT_BPF);
-                    lower.environment.push(("PORTGUARD_TEST_TIERS".to_owned(), "netlink,poll".to_owned()));
-                    steps.push(lower);
+                    steps.push(step("e2e", "/bin/e2e", &WITHOUT_BPF));
                 }
             }
             _ => {
@@ -202,7 +200,7 @@ const WITH_SYSTEMD: [&str; 1] = ["6.12"];
 const NEEDS_SYSTEMD: &str = "systemd::";
 
 /// Those that show that the lower tiers give the same verdicts where BPF is refused.
-const WITHOUT_BPF: [&str; 1] = ["evicting::"];
+const WITHOUT_BPF: [&str; 3] = ["evicting::", "--skip", "::ebpf"];
 
 fn core(machine: &Machine) -> Vec<&'static str> {
     let ends = [series::ALL.first(), series::ALL.last()];

@@ -85,7 +85,8 @@ impl Total {
         let mut outcome = Outcome::default();
         let results = step.lines.iter().filter(|line| outcome.read(suite, line)).count();
         let ended_well = step.succeeded() || outcome.failed > 0;
-        let excused = self.exceptions.excuse(kernel, suite, &mut outcome, &step.lines);
+        let skipped: Vec<Skip> = step.collected.iter().filter_map(|line| Skip::parse(line)).collect();
+        let excused = self.exceptions.excuse(kernel, suite, &mut outcome, &step.lines, &skipped);
         let names =
             excused.iter().filter_map(|skip| skip.test.strip_prefix(suite)?.strip_prefix(": ")).collect();
         let situation = match machine.state {
@@ -108,8 +109,7 @@ impl Total {
             println!("{}", step.lines.join("\n"));
         }
         self.outcome.add(outcome);
-        let skips = step.collected.iter().filter_map(|line| Skip::parse(line));
-        self.skips.extend(skips.map(|skip| skip.in_suite(suite)));
+        self.skips.extend(skipped.into_iter().map(|skip| skip.in_suite(suite)));
     }
 
     /// The features of one kernel in one situation are one test.
