@@ -225,6 +225,12 @@ impl Event {
         self.holders().iter().flat_map(Holder::owners).any(|owner| owner.process() == process)
     }
 
+    /// A holder of this process listens. One that is only bound does not keep another binder out yet.
+    pub fn shows_listening(&self, process: Proc) -> bool {
+        let listening = self.holders().into_iter().filter(|holder| holder.state() == "LISTEN");
+        listening.flat_map(|holder| holder.owners()).any(|owner| owner.process() == process)
+    }
+
     /// The whole line mentions this word, under whatever name.
     pub fn mentions(&self, word: &str) -> bool {
         self.0.to_string().contains(word)

@@ -92,7 +92,7 @@ fn row_04_two_supervisors_fight(world: &World) {
         let rival = world.standin("").by(Caller::within(&unit)).listen("127.0.0.1", port).start();
         let seen = rival.id();
         run.event("the rival", |event| {
-            event.kind() == "duel" || (event.kind() == "snapshot" && event.shows(seen))
+            event.kind() == "duel" || (event.kind() == "snapshot" && event.shows_listening(seen))
         });
         assert!(rival.all_alive() && !rival.termed());
     }

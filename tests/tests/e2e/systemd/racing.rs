@@ -36,7 +36,7 @@ fn two_units_fight_until_the_duel_is_broken_off(world: &World) {
         machine.line("rival.service", "ready", round);
         let seen = machine.main_process("rival.service");
         run.event("the rival", |event| {
-            event.kind() == "duel" || (event.kind() == "snapshot" && event.shows(seen))
+            event.kind() == "duel" || (event.kind() == "snapshot" && event.shows_listening(seen))
         });
         assert!(machine.alive(seen), "portguard ends no rival");
         // Whatever ends it: its own service starts it again.
