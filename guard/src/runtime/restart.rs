@@ -9,6 +9,7 @@ use guard_core::model::{Instant, Unit};
 use guard_core::restart::{Action, Ahead, Fact, Plan, Restart, Step};
 use tracing::debug;
 
+use super::units::Seen;
 use super::{FOLLOW_RECHECK, RuntimeError, Session, Sink, Tier, in_loop, now};
 use crate::act::systemd::{Heard, Job, SystemdError, UnitDoor};
 use crate::observe::Wanted;
@@ -158,13 +159,13 @@ impl Session {
                 restart.observe(Fact::JobOver(result), now());
             }
             Heard::JobOver { .. } => {}
-            Heard::Changed => {
-                // Who listens first: a unit that gave up may have lost to a rival.
-                if following {
-                    self.look_at_port(unit, restart).await?;
-                }
-                read(door, restart).await;
+            Heard::Changed if following => {
+                // Who listens is told first, by a look that began later: a unit that gave up may have lost to a rival.
+                let seen = door.read().await;
+                self.look_at_port(unit, restart).await?;
+                unit_seen(seen, restart);
             }
+            Heard::Changed => read(door, restart).await,
             Heard::Lost => {
                 let why = "the connection to systemd broke; the unit's state is not known".to_owned();
                 restart.observe(Fact::Lost(why), now());
@@ -214,7 +215,11 @@ fn tell(restart: &Restart, told: &mut usize, sink: &mut dyn RestartSink) {
 
 /// Reads the unit again. What could not be read now is read after the next change.
 async fn read(door: &UnitDoor, restart: &mut Restart) {
-    match door.read().await {
+    unit_seen(door.read().await, restart);
+}
+
+fn unit_seen(seen: Result<Seen, SystemdError>, restart: &mut Restart) {
+    match seen {
         Ok(seen) => restart.observe(Fact::UnitSeen(Box::new(seen)), now()),
         Err(error) => debug!(%error, "cannot read the unit"),
     }

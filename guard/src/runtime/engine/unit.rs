@@ -44,6 +44,8 @@ struct Following {
     /// When the unit changed; it is read after a look that began later. Who
     /// listens comes first: a unit that gave up may have lost to a rival.
     changed: Option<Instant>,
+    /// The unit has ended, as was read then. It is told after a look that began later, for the same reason.
+    over: Option<(Instant, Box<Seen>)>,
 }
 
 /// A unit's restart that is under way.
@@ -144,7 +146,7 @@ impl UnitRun {
             Told::Seen { asked, seen } => {
                 self.reading -= u32::from(asked && self.reading > 0);
                 if let Some(seen) = seen {
-                    self.observe(Fact::UnitSeen(seen));
+                    self.unit_seen(seen);
                 }
                 if self.reading == 0
                     && let Stage::Shut(outcome) = &self.stage
@@ -166,10 +168,29 @@ impl UnitRun {
         }
     }
 
+    fn unit_seen(&mut self, seen: Box<Seen>) {
+        if let Stage::Following(following) = &mut self.stage {
+            if !seen.0.active_state.has_instance() {
+                let at = now();
+                following.over = Some((at, seen));
+                following.look_at = at;
+                return;
+            }
+            following.over = None;
+        }
+        self.observe(Fact::UnitSeen(seen));
+    }
+
     /// The port was seen by a look that began at `begun`.
     fn port_seen(&mut self, found: Follow, begun: Instant) {
         self.observe(Fact::PortSeen(found));
         let Stage::Following(following) = &mut self.stage else { return };
+        if let Some((_, seen)) = following.over.take_if(|(read, _)| *read <= begun) {
+            return self.observe(Fact::UnitSeen(seen));
+        }
+        if following.over.is_some() {
+            following.look_at = now();
+        }
         match following.changed {
             Some(changed) if changed <= begun => {
                 following.changed = None;
@@ -283,7 +304,13 @@ impl<W: Witness> Engine<W> {
                 Action::Follow => {
                     unit.read();
                     let since = now();
-                    Stage::Following(Following { since, look_at: since, looking: false, changed: None })
+                    Stage::Following(Following {
+                        since,
+                        look_at: since,
+                        looking: false,
+                        changed: None,
+                        over: None,
+                    })
                 }
             };
         }
