@@ -143,6 +143,8 @@ fn a_service_that_a_reload_drops_goes_from_the_table(world: &World) {
     let kept = service("kept", world.port(), None, "");
     let sidecar = Sidecar::start(world, "", &(service("dropped", world.port(), None, "") + &kept));
     let lines = Child::start(watch(&sidecar.socket, &[]), "watch");
+    let knows = |line: &str| line.contains(" dropped: free").then_some(());
+    assert!(lines.stdout.wait_for(DEADLINE, knows).is_some(), "{}", lines.said());
     let mut terminal = Terminal::start(watch(&sidecar.socket, &[]), 20, 100);
     terminal.shows(&["2 services", "dropped", "kept"]);
     sidecar.rewrite(&kept);
