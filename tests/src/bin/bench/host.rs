@@ -78,7 +78,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         _ => 20_000,
     };
     let site = Site::open()?;
-    let mut rounds = bench.rounds(40, Duration::from_secs(300), Duration::from_secs(10));
+    let mut rounds = bench.rounds(40, Duration::from_secs(240), Duration::from_secs(10));
     while let Some(round) = rounds.next_round() {
         SAMPLES.progress(&format!("round {round}"))?;
         for watcher in rounds.shuffled(&watchers) {

@@ -41,7 +41,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     let span = match bench {
         Bench { smoke: true, .. } => Duration::from_millis(200),
         Bench { quick: true, .. } => Duration::from_millis(1500),
-        _ => Duration::from_secs(20),
+        _ => Duration::from_secs(10),
     };
     for &subject in &subjects {
         SAMPLES.progress(&subject.name())?;
@@ -58,7 +58,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
             }
         }
     }
-    let mut rounds = bench.rounds(100, Duration::from_secs(60), Duration::from_secs(4));
+    let mut rounds = bench.rounds(100, Duration::from_secs(45), Duration::from_secs(4));
     while rounds.next_round().is_some() {
         for subject in rounds.shuffled(&gates) {
             if rounds.late() {

@@ -58,7 +58,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         subjects.truncate(1);
         subjects.extend(&clients);
     }
-    let mut rounds = bench.rounds(50, Duration::from_secs(300), Duration::from_secs(24));
+    let mut rounds = bench.rounds(50, Duration::from_secs(210), Duration::from_secs(24));
     while let Some(round) = rounds.next_round() {
         SAMPLES.progress(&format!("round {round}"))?;
         for (kind, on_term) in KINDS.iter().take(if bench.smoke { 1 } else { KINDS.len() }) {

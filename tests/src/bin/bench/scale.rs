@@ -141,7 +141,7 @@ fn sizes(bench: &Bench, all: &[usize], quick: usize) -> Vec<usize> {
 }
 
 fn owners(bench: &Bench) -> Result<()> {
-    let mut rounds = bench.rounds(10, Duration::from_secs(150), Duration::from_secs(8));
+    let mut rounds = bench.rounds(10, Duration::from_secs(120), Duration::from_secs(8));
     while let Some(round) = rounds.next_round() {
         for size in sizes(bench, &[10, 100, 500, 1_000, 2_000], 3) {
             if rounds.late() {
@@ -215,7 +215,7 @@ fn leave_time_wait(port: u16, count: usize) -> Result<()> {
 
 fn endpoints(bench: &Bench) -> Result<()> {
     let tiers = tiers(SAMPLES)?;
-    let mut rounds = bench.rounds(10, Duration::from_secs(60), Duration::from_secs(5));
+    let mut rounds = bench.rounds(10, Duration::from_secs(40), Duration::from_secs(5));
     while let Some(round) = rounds.next_round() {
         for size in sizes(bench, &[1, 10, 100, 1_000], 3) {
             SAMPLES.progress(&format!("round {round}: {size} endpoints"))?;
@@ -233,7 +233,7 @@ fn endpoints(bench: &Bench) -> Result<()> {
 /// One sidecar for many services, and all of them restarted at once.
 fn services(bench: &Bench) -> Result<()> {
     let tiers = tiers(SAMPLES)?;
-    let mut rounds = bench.rounds(5, Duration::from_secs(60), Duration::from_secs(5));
+    let mut rounds = bench.rounds(5, Duration::from_secs(45), Duration::from_secs(5));
     while let Some(round) = rounds.next_round() {
         for size in sizes(bench, &[1, 10, 100, 1_000], 3) {
             SAMPLES.progress(&format!("round {round}: {size} services"))?;
@@ -248,7 +248,7 @@ fn services(bench: &Bench) -> Result<()> {
             }
         }
     }
-    let mut rounds = bench.rounds(5, Duration::from_secs(90), Duration::from_secs(5));
+    let mut rounds = bench.rounds(5, Duration::from_secs(60), Duration::from_secs(5));
     while let Some(round) = rounds.next_round() {
         for size in sizes(bench, &[1, 10, 50, 200], 2) {
             SAMPLES.progress(&format!("round {round}: {size} restarts at once"))?;
