@@ -2,8 +2,8 @@
 //!
 //! Each hook has two entry points, which count what could not be reported, and
 //! a `try_` function that both share: cheapest filter first, then fill, then
-//! emit. One entry point is for the raw tracepoint, which is detached in no
-//! time; the other for the classic one, which needs no BTF. The guard loads one
+//! emit. One entry point is for the raw tracepoint (for sockets the typed kind,
+//! `tp_btf`), which is detached in no time; the other for the classic one, which needs no BTF. The guard loads one
 //! of the two kinds. The programs keep to what a 5.10 kernel has: tracepoint
 //! arguments and fields, helpers, and kernel members at offsets that the guard
 //! resolved from the running kernel.

@@ -22,7 +22,8 @@ pub(crate) static PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
 
 /// A plain hash and not an LRU one: an LRU map forgets silently, and early on
 /// machines with many CPUs, while a full hash is counted. Entries leave when
-/// their socket listens again or is destroyed, which every socket is.
+/// their socket listens again or is destroyed on a watched port; one of a port
+/// that is no longer watched may stay, and costs a hint too many at most.
 #[map]
 pub(crate) static CLOSING: HashMap<u64, Closing> = HashMap::with_max_entries(CLOSING_ENTRIES, 0);
 

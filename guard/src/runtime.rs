@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime};
 
 use guard_core::follow::{Follow, follow};
 use guard_core::gate::{Action, Fact, Gate, Goal, Hint, Plan};
-use guard_core::model::{BindSpec, Instant, Port, Socket, StartTime, TcpState, Tgid};
+use guard_core::model::{BindSpec, Instant, Port, ProcessId, Socket, StartTime, TcpState, Tgid};
 use guard_core::timeline::Entry;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId as TimerClock, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -88,8 +88,8 @@ fn nanos(clock: ClockId) -> u64 {
     seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap_or(0)
 }
 
-/// So long after a sign that an owner ends the processors are kept awake for
-/// the release. Most processes have ended by then.
+/// So long after a signal, or after an owner has begun to exit, the processors are
+/// kept awake for the release. Most processes have ended by then.
 const AWAKE: Duration = Duration::from_millis(500);
 
 /// The processors stay awake a little longer than the last run, for those who were waiting for it.
@@ -105,6 +105,8 @@ struct Haste {
     awake: Option<Awake>,
     /// Until when the processors are kept awake, or would be if that were allowed.
     awake_until: Option<Instant>,
+    /// When they were last allowed to sleep again.
+    rested_at: Option<Instant>,
 }
 
 impl Haste {
@@ -126,11 +128,23 @@ impl Haste {
         }
     }
 
-    /// An owner was told to end, or has begun to.
-    fn release_is_near(&mut self) {
-        if !self.hurries {
-            return;
+    /// An owner was told to end.
+    fn owner_was_told(&mut self) {
+        if self.hurries {
+            self.stay_awake();
         }
+    }
+
+    /// An owner has begun to exit. Whoever exits again and again keeps the
+    /// processors awake half of the time at most.
+    fn owner_exits(&mut self) {
+        let rested = self.rested_at.is_none_or(|at| at + AWAKE <= now());
+        if self.hurries && self.awake_until.is_none() && rested {
+            self.stay_awake();
+        }
+    }
+
+    fn stay_awake(&mut self) {
         let before = self.awake_until.replace(now() + AWAKE);
         if before.is_none() {
             let failed =
@@ -146,16 +160,20 @@ impl Haste {
 
     /// The processors may sleep again, once it is time.
     fn rest(&mut self) {
-        if self.awake_until.is_some_and(|until| until <= now()) {
+        if let Some(until) = self.awake_until.filter(|&until| until <= now()) {
+            self.rested_at = Some(until);
             self.awake_until = None;
             self.awake = None;
         }
     }
 }
 
-/// The fact is the kernel's word that an owner has begun to exit.
-const fn is_owner_exiting(fact: &Fact) -> bool {
-    matches!(fact, Fact::Hinted { hint: Hint::OwnerExiting { .. }, .. })
+/// The owner of whom the kernel says that it has begun to exit.
+const fn exiting(fact: &Fact) -> Option<ProcessId> {
+    match fact {
+        Fact::Hinted { hint: Hint::OwnerExiting { process, .. }, .. } => Some(*process),
+        _ => None,
+    }
 }
 
 /// A run that lasts as long waits for somebody, and a better tier is worth loading.
@@ -292,7 +310,7 @@ impl Session {
             }
             told = gate.timeline().entries().len();
             if self.doors.signalled() {
-                haste.release_is_near();
+                haste.owner_was_told();
             }
             haste.rest();
             if gate.outcome().is_some() {
@@ -315,8 +333,8 @@ impl Session {
             tokio::select! {
                 biased;
                 fact = self.doors.observer.next(now) => {
-                    if is_owner_exiting(&fact) {
-                        haste.release_is_near();
+                    if exiting(&fact).is_some() {
+                        haste.owner_exits();
                     }
                     gate.observe(fact, now());
                 }
@@ -343,6 +361,8 @@ impl Session {
     /// what was found, or how the command ended before.
     pub async fn follow(&mut self, command: &mut Command) -> Result<Followed, RuntimeError> {
         let Some(pid) = command.pid() else { return Ok(Followed::Nothing) };
+        // A service takes seconds to listen, and only the best tier tells when it does.
+        self.doors.observer.upgrade();
         loop {
             // The table is cheap to read; who owns a listener is asked when there is one.
             if self.somebody_listens() {

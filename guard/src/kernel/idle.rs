@@ -48,10 +48,18 @@ mod tests {
 
     #[test]
     fn the_bound_is_withdrawn_with_its_holder() {
-        let Ok(_) = bound() else {
-            skip("the_bound_is_withdrawn_with_its_holder", "this machine shows no /dev/cpu_dma_latency");
-            return;
+        const NAME: &str = "the_bound_is_withdrawn_with_its_holder";
+        let Ok(before) = bound() else {
+            return skip(NAME, "this machine shows no /dev/cpu_dma_latency");
         };
+        // Another test may hold one for a while; a latency profile of the machine holds one for ever.
+        let free = (0..100).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            bound().is_ok_and(|bound| bound > 0)
+        });
+        if before == 0 && !free {
+            return skip(NAME, "somebody else keeps this machine's processors awake");
+        }
         let awake = Awake::begin().expect("root may write it");
         assert_eq!(bound().expect("readable"), 0);
         drop(awake);

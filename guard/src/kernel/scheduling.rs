@@ -50,18 +50,14 @@ impl Drop for Urgent {
     }
 }
 
-/// How nice a thread is whose work nobody waits for.
-const STANDING_BACK: libc::c_int = 5;
-
-/// The calling thread leaves the processor to whoever else wants it, from now on.
+/// The calling thread takes the processor from nobody when it wakes up (`SCHED_BATCH`), from now on. Its share stays
+/// what it was: others may wait for a lock that it holds.
 ///
 /// # Errors
 ///
-/// None is documented for a thread that only becomes nicer.
+/// EPERM where a sandbox or somebody's choice of another policy forbids it.
 pub fn stand_back() -> io::Result<()> {
-    // SAFETY: it takes no pointer; 0 is the calling thread.
-    Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, STANDING_BACK) })?;
-    Ok(())
+    set(libc::SCHED_BATCH, 0)
 }
 
 fn set(policy: libc::c_int, priority: libc::c_int) -> io::Result<()> {

@@ -155,8 +155,8 @@ impl Looker {
         Self::spawn(ports, source, now, || {})
     }
 
-    /// The same for looks that no run waits for: the thread leaves the processor to
-    /// those who wait for a port, clients among them.
+    /// The same for looks that no run waits for: the thread takes the processor from
+    /// nobody who waits for a port, clients among them.
     pub fn start_standing(source: OwnerSource, now: fn() -> Instant) -> Result<Self, LookError> {
         Self::spawn(Vec::new(), source, now, || {
             stand_back().unwrap_or_else(|error| debug!(%error, "looks compete with those who wait"));

@@ -74,30 +74,50 @@ impl Evidence {
     }
 }
 
+/// So many looks in a row fail before the iterator is given up: out of descriptors, say, one may fail today and the next
+/// one not.
+const FAILURES: u32 = 3;
+
 /// A loaded iterator. The threads that look share it, and with it the kernel's view of
 /// what is wanted: each pass is one thread's.
-type Shared = Arc<Mutex<OwnerLookup>>;
+#[derive(Debug)]
+struct Loaded {
+    lookup: OwnerLookup,
+    /// Looks in a row that it failed.
+    failed: u32,
+}
 
 /// Where owners are looked up: in `/proc`, until an iterator is handed over.
 #[derive(Clone, Debug, Default)]
-pub struct OwnerSource(Arc<Mutex<Option<Shared>>>);
+pub struct OwnerSource(Arc<Mutex<Option<Arc<Mutex<Loaded>>>>>);
 
 impl OwnerSource {
     /// Owners are looked up by this iterator from now on.
     pub(super) fn hand_over(&self, lookup: OwnerLookup) {
         debug!("owners are looked up by BPF from now on");
-        *locked(&self.0) = Some(Arc::new(Mutex::new(lookup)));
+        *locked(&self.0) = Some(Arc::new(Mutex::new(Loaded { lookup, failed: 0 })));
     }
 
-    /// Who owns `inodes`, by the best that there is now. Never waits for a better one.
+    /// Who owns `inodes`, by the best that there is now. Never waits for a better one, only
+    /// for another thread's pass.
     pub(super) fn owners(&self, inodes: &BTreeSet<SocketInode>, evidence: &mut Evidence) -> Ownership {
         let shared = locked(&self.0).clone();
-        if let Some(lookup) = shared {
-            match by_iterator(|| locked(&lookup).descriptors(inodes), evidence) {
-                Ok(ownership) => return ownership,
+        if let Some(loaded) = shared {
+            let answer = by_iterator(|| locked(&loaded).lookup.descriptors(inodes), evidence);
+            let mut loaded = locked(&loaded);
+            match answer {
+                Ok(ownership) => {
+                    loaded.failed = 0;
+                    return ownership;
+                }
                 Err(error) => {
-                    warn!(%error, "owners are looked up in /proc from now on");
-                    *locked(&self.0) = None;
+                    loaded.failed += 1;
+                    if loaded.failed < FAILURES {
+                        debug!(%error, "owners are looked up in /proc this time");
+                    } else {
+                        warn!(%error, "owners are looked up in /proc from now on");
+                        *locked(&self.0) = None;
+                    }
                 }
             }
         }

@@ -25,7 +25,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use guard_core::gate::{Budgets, Fact, Goal, Outcome, Plan, Reach};
-use guard_core::model::{Instant, Port, Socket, TcpState};
+use guard_core::model::{Instant, Port, ProcessId, Socket, TcpState};
 use guard_core::policy::Rules;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -40,7 +40,7 @@ pub use self::service::{
 use self::standing::Standing;
 use super::doors::Doors;
 use super::units::{Told, Units};
-use super::{Alarm, FOLLOW_RECHECK, Haste, RuntimeError, in_loop, is_owner_exiting, now};
+use super::{Alarm, FOLLOW_RECHECK, Haste, RuntimeError, exiting, in_loop, now};
 use crate::act::CommandError;
 use crate::observe::{ExitWatch, Looker, Observer, Tier, TierChoice, Tuning, Watched, read_table};
 
@@ -170,7 +170,7 @@ impl<W: Witness> Engine<W> {
                 return Ok(());
             }
             if self.doors.signalled() {
-                haste.release_is_near();
+                haste.owner_was_told();
             }
             haste.rest();
             if let Some(at) = self.next_deadline().into_iter().chain(haste.next_deadline()).min() {
@@ -186,8 +186,8 @@ impl<W: Witness> Engine<W> {
             tokio::select! {
                 biased;
                 fact = self.doors.observer.next(now) => {
-                    if is_owner_exiting(&fact) {
-                        haste.release_is_near();
+                    if exiting(&fact).is_some_and(|owner| self.is_awaited(owner)) {
+                        haste.owner_exits();
                     }
                     self.dispatch(&fact);
                 }
@@ -409,6 +409,11 @@ impl<W: Witness> Engine<W> {
         });
         let poll = (self.doors.observer.tier() == Tier::Poll).then_some(self.poll_at);
         runs.chain(standing).chain(poll).min()
+    }
+
+    /// The gate of a run waits for this process's end.
+    fn is_awaited(&self, process: ProcessId) -> bool {
+        self.runs.values().any(|run| run.watched.contains(&process))
     }
 
     fn is_busy(&self, name: &Arc<str>) -> bool {

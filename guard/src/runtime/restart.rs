@@ -94,6 +94,8 @@ impl Session {
                     }
                     Action::Follow => {
                         following = true;
+                        // It takes seconds to listen, and only the best tier tells when it does.
+                        self.doors.observer.upgrade();
                         self.look_at_port(unit, &mut restart).await?;
                     }
                 }

@@ -512,6 +512,9 @@ fn collector(endpoint: &str) -> Result<OtlpConfig, String> {
     if uri.scheme_str() == Some("https") {
         return Err("TLS is not spoken here: name a collector on this machine, which passes it on".to_owned());
     }
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err("a user and a password do not belong into the endpoint".to_owned());
+    }
     if uri.scheme_str() != Some("http") || uri.port_u16().is_none() || uri.query().is_some() {
         return Err(wrong.to_owned());
     }
@@ -549,6 +552,7 @@ mod tests {
         let url = |endpoint| collector(endpoint).map(|otlp| otlp.url);
         assert_eq!(url("http://127.0.0.1:4318").as_deref(), Ok("http://127.0.0.1:4318/v1/traces"));
         assert_eq!(url("http://[::1]:4318/otel/").as_deref(), Ok("http://[::1]:4318/otel/v1/traces"));
+        assert!(url("http://me:secret@127.0.0.1:4318").expect_err("a secret").contains("a password"));
         assert!(url("https://collector:4318").expect_err("TLS").contains("on this machine"));
         for wrong in ["", "127.0.0.1:4318", "http://127.0.0.1", "ftp://a:1", "http://a:1/?b", "http://a:b"] {
             assert!(url(wrong).expect_err(wrong).contains("http://127.0.0.1:4318"), "{wrong}");
