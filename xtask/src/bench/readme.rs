@@ -30,8 +30,13 @@ const CHOSEN: &[(&str, &str)] = &[
     ("restart", "stubborn: dead time"),
     ("host", "connections: throughput"),
     ("host", "BPF programs: time per run"),
-    ("idle", ""),
-    ("scale", ""),
+    ("idle", "waiting for a port that stays taken: processor time"),
+    ("idle", "a sidecar to which nothing happens: wake-ups"),
+    ("idle", "a sidecar to which nothing happens: resident"),
+    ("idle", "start-up"),
+    ("scale", "owner of a listener"),
+    ("scale", "one sidecar for N services: resident"),
+    ("scale", "N services restarted at once: first"),
 ];
 
 /// Reads what the last run of each section left behind.
@@ -112,7 +117,7 @@ mod tests {
     fn the_readme_says_on_what_and_whether_it_may_be_published() {
         let mut record = Record::new("idle");
         record.take(
-            r#"{"kind":"sample","scenario":"s","measure":"m","subject":"gate","unit":"number","value":7}"#,
+            r#"{"kind":"sample","scenario":"start-up","measure":"m","subject":"gate","unit":"number","value":7}"#,
         );
         let kept = |disturbed: Option<&str>| Kept {
             record: record.clone(),

@@ -53,7 +53,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         for count in [1, if bench.smoke { 10 } else { 1_000 }] {
             let name = format!("{}, {count} services", served::name(tier));
             SAMPLES.progress(&name)?;
-            if let Err(error) = serve(bench, span, tier, count, &name) {
+            if let Err(error) = serve(span, tier, count, &name) {
                 SAMPLES.absent(&name, &format!("{error:#}"))?;
             }
         }
@@ -81,8 +81,8 @@ fn wait(bench: &Bench, port: u16, span: Duration, subject: Subject<'_>) -> Resul
     cost(SCENARIO, &subject.name(), work.child.id.pid, span, !matches!(subject, Subject::Peer(..)))
 }
 
-fn serve(bench: &Bench, span: Duration, tier: Tier, count: usize, name: &str) -> Result<()> {
-    let ports = served::ports(&bench.netns, count);
+fn serve(span: Duration, tier: Tier, count: usize, name: &str) -> Result<()> {
+    let ports = served::ports(count);
     let sidecar = served::watching(tier, &ports, false)?;
     // The connections that asked it are closed, and what was needed for the first look is given back, by then.
     std::thread::sleep(Duration::from_secs(1));

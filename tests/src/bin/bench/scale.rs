@@ -241,7 +241,7 @@ fn services(bench: &Bench) -> Result<()> {
                 if rounds.late() {
                     break;
                 }
-                if let Err(error) = served::grow(bench, SAMPLES, tier, size) {
+                if let Err(error) = served::grow(SAMPLES, tier, size) {
                     SAMPLES
                         .absent(&format!("{}, {size} services", served::name(tier)), &format!("{error:#}"))?;
                 }
