@@ -24,10 +24,7 @@ const LEFT_OUT: [&str; 2] = ["min", "p90"];
 const CHOSEN: &[(&str, &str)] = &[
     ("release", "killed, 1 MB, queue 0, idle:"),
     ("release", "killed, 500 MB, queue 0, idle:"),
-    ("restart", "polite: dead time"),
     ("restart", "polite: up"),
-    ("restart", "slow (300 ms): up"),
-    ("restart", "stubborn: dead time"),
     ("host", "connections: throughput"),
     ("host", "BPF programs: time per run"),
     ("idle", "waiting for a port that stays taken: processor time"),
@@ -35,7 +32,6 @@ const CHOSEN: &[(&str, &str)] = &[
     ("idle", "a sidecar to which nothing happens: resident"),
     ("idle", "start-up"),
     ("scale", "owner of a listener"),
-    ("scale", "one sidecar for N services: resident"),
     ("scale", "N services restarted at once: first"),
 ];
 
