@@ -147,8 +147,7 @@ impl Haste {
     fn stay_awake(&mut self) {
         let before = self.awake_until.replace(now() + AWAKE);
         if before.is_none() {
-            let failed =
-                |error: &io::Error| debug!(%error, "processors may sleep: the gate may open some 50 µs late");
+            let failed = |error: &io::Error| debug!(%error, "processors may sleep: the gate may open late by the time it takes to wake one");
             self.awake = Awake::begin().inspect_err(failed).ok();
         }
     }

@@ -1,8 +1,7 @@
 //! Keeping the processors awake for the moment that counts.
 //!
-//! An idle processor is put to sleep, and waking it takes longer than all that a
-//! gate does: about 50 µs in a virtual machine, where it is an exit to the host, and
-//! as much from a deep state of real hardware. The kernel takes a bound on that
+//! An idle processor is put to sleep, and has to be woken before anything runs on it:
+//! in a virtual machine by its host. The kernel takes a bound on that
 //! latency from whoever holds `/dev/cpu_dma_latency` open
 //! (`Documentation/power/pm_qos_interface.rst`); with a bound of zero its idle loop
 //! polls.

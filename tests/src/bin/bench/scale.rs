@@ -29,7 +29,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 struct Look {
     name: &'static str,
     /// Arguments; `PORT`, `TAG` and `SOCKET` (a sidecar's) are replaced, `portguard` is the one that is measured.
-    line: &'static [&'static str],
+    line: &'static str,
     /// It runs outside of the cell.
     outside: bool,
     /// What it exits with when it found what it looked for.
@@ -40,80 +40,43 @@ struct Look {
 const OWNERS: [Look; 6] = [
     Look {
         name: "portguard status",
-        line: &[
-            "portguard",
-            "status",
-            "--json",
-            "--address",
-            "127.0.0.1",
-            "--port",
-            "PORT",
-            "--match",
-            "TAG",
-        ],
+        line: "portguard status --json --address 127.0.0.1 --port PORT --match TAG",
         outside: true,
         code: 1,
     },
     Look {
         name: "portguard status, ebpf",
-        line: &[
-            "portguard",
-            "status",
-            "--json",
-            "--tier",
-            "ebpf",
-            "--address",
-            "127.0.0.1",
-            "--port",
-            "PORT",
-            "--match",
-            "TAG",
-        ],
+        line: "portguard status --json --tier ebpf --address 127.0.0.1 --port PORT --match TAG",
         outside: true,
         code: 1,
     },
     Look {
         name: "portguard status, client of the sidecar, ebpf",
-        line: &[
-            "portguard",
-            "status",
-            "--json",
-            "--socket",
-            "SOCKET",
-            "--address",
-            "127.0.0.1",
-            "--port",
-            "PORT",
-        ],
+        line: "portguard status --json --socket SOCKET --address 127.0.0.1 --port PORT",
         outside: true,
         code: 1,
     },
-    Look {
-        name: "lsof",
-        line: &["lsof", "-nP", "-iTCP:PORT", "-sTCP:LISTEN", "-t"],
-        outside: false,
-        code: 0,
-    },
-    Look { name: "fuser", line: &["fuser", "PORT/tcp"], outside: false, code: 0 },
-    Look { name: "ss -p", line: &["ss", "-Hltnp", "sport = :PORT"], outside: false, code: 0 },
+    Look { name: "lsof", line: "lsof -nP -iTCP:PORT -sTCP:LISTEN -t", outside: false, code: 0 },
+    Look { name: "fuser", line: "fuser PORT/tcp", outside: false, code: 0 },
+    Look { name: "ss -p", line: "ss -Hltnp sport = :PORT", outside: false, code: 0 },
 ];
 
 /// What is left on a port that nobody listens on?
 const LEFTOVERS: [Look; 4] = [
     Look {
         name: "portguard gate",
-        line: &["portguard", "gate", "--json", "--address", "127.0.0.1", "--port", "PORT"],
+        line: "portguard gate --json --address 127.0.0.1 --port PORT",
         outside: true,
         code: 0,
     },
     Look {
         name: "portguard status",
-        line: &["portguard", "status", "--json", "--address", "127.0.0.1", "--port", "PORT"],
+        line: "portguard status --json --address 127.0.0.1 --port PORT",
         outside: true,
         code: 0,
     },
-    Look { name: "lsof", line: &["lsof", "-nP", "-iTCP:PORT"], outside: false, code: 1 },
-    Look { name: "ss", line: &["ss", "-Htan", "sport = :PORT"], outside: false, code: 0 },
+    Look { name: "lsof", line: "lsof -nP -iTCP:PORT", outside: false, code: 1 },
+    Look { name: "ss", line: "ss -Htan sport = :PORT", outside: false, code: 0 },
 ];
 
 pub(crate) fn run(bench: &Bench) -> Result<()> {
@@ -309,11 +272,11 @@ struct Site<'a> {
 /// Runs one command to its end.
 fn time(bench: &Bench, scenario: &str, at: &Site<'_>, look: &Look) -> Result<()> {
     let size = at.size;
-    let word = |word: &&str| match *word {
+    let word = |word: &str| match word {
         "SOCKET" => at.socket.to_owned(),
         word => word.replace("PORT", &at.port.to_string()).replace("TAG", TAG),
     };
-    let line: Vec<String> = look.line.iter().map(word).collect();
+    let line: Vec<String> = look.line.split_whitespace().map(word).collect();
     let mut command = if line[0] == "portguard" { Command::new(binary()) } else { Command::new(&line[0]) };
     command.args(&line[1..]);
     if !look.outside && !is_installed(&line[0]) {

@@ -66,7 +66,8 @@ pub(crate) fn grow(samples: Samples, tier: Tier, size: usize) -> Result<()> {
 /// `size` services are restarted at once: from the first request until the last one's successor listens.
 pub(crate) fn restart_all(bench: &Bench, samples: Samples, tier: Tier, size: usize) -> Result<()> {
     const SCENARIO: &str = "N services restarted at once";
-    let ports = ports(size);
+    // Of their own: what another sidecar started may live for a moment longer.
+    let ports: Vec<u16> = (0..size).map(|_| bench.netns.free_port()).collect();
     let holders: Vec<Holder> = ports
         .iter()
         .map(|&port| Holder::start(&bench.cell, port, Size { rss: "1M", queue: 0 }, "exit"))
