@@ -1,7 +1,7 @@
 //! Connections that come and go as fast as the machine can make them.
 
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,6 +25,8 @@ pub(crate) fn start(listeners: &[Bound], threads: u32) -> Result<()> {
     let made = Arc::new(AtomicU64::new(0));
     for listener in listeners {
         let acceptor = TcpListener::from(listener.fd.try_clone().context("duplicate the listener")?);
+        // What it accepts inherits this.
+        resets_on_close(&acceptor).context("have the listener's connections reset")?;
         std::thread::spawn(move || {
             loop {
                 drop(acceptor.accept());
@@ -49,10 +51,16 @@ pub(crate) fn start(listeners: &[Bound], threads: u32) -> Result<()> {
     Ok(())
 }
 
+/// Both sides must. A side that ends with a FIN becomes a TIME_WAIT socket before the other's reset ends that too, and
+/// a reset that arrives just then is lost: for a minute nobody binds strictly.
+fn resets_on_close(socket: &impl AsFd) -> nix::Result<()> {
+    socket::setsockopt(socket, sockopt::Linger, &linger { l_onoff: 1, l_linger: 0 })
+}
+
 /// Connects and resets: neither side leaves a TIME_WAIT socket.
 fn connect(to: SocketAddr) -> nix::Result<()> {
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let fd = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    socket::setsockopt(&fd, sockopt::Linger, &linger { l_onoff: 1, l_linger: 0 })?;
+    resets_on_close(&fd)?;
     socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(to))
 }
