@@ -6,16 +6,24 @@ use clap::Args;
 use guard_core::gate::{Decision, Gate};
 use guard_core::model::{BindSpec, Verdict};
 
-use super::exit::Exit;
+use super::exit::{Exit, UsageError};
 use super::options::{self, EndingOptions, OutputOptions, RuleOptions, ServiceOptions, TierOptions};
 use super::output::Output;
+use super::through::{self, Given, SidecarOptions};
 use super::units;
 use crate::report::{Context, overall};
 use crate::runtime::Session;
 
 /// Ends the stale holders and waits until the port is bindable.
+///
+/// `free --port N` knows them by the rules that are given with it. `free NAME` has the running sidecar do it
+/// for its service NAME, by the rules of its configuration.
 #[derive(Debug, Args)]
+#[command(mut_arg("port", |port| port.required_unless_present_any(["preset", "named"])))]
 pub(super) struct Free {
+    /// A service of the running sidecar, in place of ports, rules and all other options
+    #[arg(value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    named: Option<String>,
     #[command(flatten)]
     pub(super) service: ServiceOptions,
     #[command(flatten)]
@@ -26,10 +34,30 @@ pub(super) struct Free {
     ending: EndingOptions,
     #[command(flatten)]
     rules: RuleOptions,
+    #[command(flatten)]
+    sidecar: SidecarOptions,
 }
 
 impl Free {
-    pub(super) async fn run(mut self, verbose: bool) -> anyhow::Result<Exit> {
+    /// What a sidecar is asked for too.
+    const ASKED: &[&str] = &["named", "no_sidecar", "json"];
+
+    pub(super) async fn run(mut self, verbose: bool, given: &Given) -> anyhow::Result<Exit> {
+        if let Some(name) = &self.named {
+            if !given.only(Self::ASKED) {
+                let why = format!(
+                    "{name} is freed as the sidecar's configuration says: only --json, --socket and -v go with it"
+                );
+                return Err(UsageError(why).into());
+            }
+            let output = |service: &str| {
+                let (service, drain) = (service.to_owned(), self.ending.drain());
+                let context = Context { service, command: "free", dry_run: false, drain };
+                Output::new(context, self.output.json, verbose, Box::new(std::io::stdout()))
+            };
+            return through::free(&self.sidecar, name, verbose, output).await;
+        }
+        self.sidecar.decline("it is asked to free what is named: portguard free NAME");
         self.rules = self.rules.with_preset(self.service.preset.preset());
         let endpoints = self.service.endpoints()?;
         let mut session = self.tier.open(&endpoints).await?;

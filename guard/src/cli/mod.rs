@@ -143,7 +143,7 @@ fn in_runtime(command: Command, verbose: bool, given: &through::Given) -> anyhow
         match command {
             Command::Status(status) => status.run(verbose, given).await,
             Command::Gate(gate) => gate.run(verbose, given).await,
-            Command::Free(free) => free.run(verbose).await,
+            Command::Free(free) => free.run(verbose, given).await,
             Command::Restart(restart) => restart.run(verbose, given).await,
             Command::Demo(demo) => demo.run(verbose).await,
             Command::Doctor(_)

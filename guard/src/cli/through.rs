@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::complain;
-use super::exit::Exit;
+use super::exit::{Exit, UsageError};
 use super::output::{Output, Through};
 use crate::client::look::Look;
-use crate::client::through::{Door, Followed, NotBegun, Restart, Served, Unfit, Waited};
+use crate::client::through::{Command, Door, Followed, NotBegun, Run, Served, Unfit, Waited};
 use crate::report::notes;
 use crate::report::span;
 use crate::runtime::{now, probe};
@@ -40,6 +40,13 @@ impl SidecarOptions {
     fn door(&self) -> Option<Door> {
         let socket = || self.socket.clone().unwrap_or_else(|| SOCKET.into());
         (!self.no_sidecar).then(|| Door { socket: socket(), named: self.socket.is_some() })
+    }
+
+    /// Says to whoever named a sidecar that it is not asked.
+    pub(super) fn decline(&self, why: &str) {
+        if let Some(door) = self.door() {
+            say_why(&door, false, &why);
+        }
     }
 
     /// The service with exactly these endpoints. `plain`: nothing was asked for that the sidecar
@@ -257,38 +264,87 @@ pub(super) async fn restart(
     if by_name && !name.contains('.') && !served.is_unit(&unit) {
         complain(&format!("(a systemd unit of that name is restarted by `portguard restart {unit}`)"));
     }
-    match served.restart().await {
-        Ok(restart) => Some(follow(restart, &through, verbose, &mut output(&through.service)).await),
+    match served.begin(Command::Restart).await {
+        Ok(run) => Some(follow(run, &through, verbose, &mut output(&through.service)).await),
         // Who names a unit may be allowed to restart it by its manager, such as one of his own.
         Err(NotBegun::Forbidden(why)) if !by_name => {
             complain(&format!("{why}; going on without the sidecar"));
             None
         }
-        Err(NotBegun::Forbidden(why)) => {
-            complain(&why);
-            Some(Exit::NotPermitted)
-        }
         Err(NotBegun::NoRestart(why)) => {
             say_why(&door, verbose, &why);
             None
         }
-        Err(NotBegun::NotAsked(why)) => {
-            complain(&format!("the restart of {name} has not begun: {why}"));
-            Some(Exit::Unknown)
+        Err(why) => Some(not_begun(Command::Restart, name, why)),
+    }
+}
+
+/// `portguard free NAME`: as the sidecar's service of that name is configured.
+///
+/// # Errors
+///
+/// When no sidecar may be asked, or none has such a service.
+pub(super) async fn free(
+    options: &SidecarOptions,
+    name: &str,
+    verbose: bool,
+    output: impl FnOnce(&str) -> Output,
+) -> anyhow::Result<Exit> {
+    let alone = "without one: portguard free --port N, with a rule such as --match";
+    let Some(door) = options.door() else {
+        let why = format!(
+            "{name} is meant as a service of a running sidecar, which --no-sidecar rules out; {alone}"
+        );
+        return Err(UsageError(why).into());
+    };
+    let served = match door.named(name, None).await {
+        Ok(served) => served,
+        Err(why @ (Unfit::OtherName(_) | Unfit::Several { .. })) => {
+            return Err(UsageError(format!("cannot free {name}: {why}; {alone}")).into());
         }
-        Err(NotBegun::Unknown(why)) => {
+        Err(why) => {
+            complain(&format!("cannot free {name}: {why}; {alone}"));
+            return Ok(Exit::Unknown);
+        }
+    };
+    let through = Through::new(served.name(), served.socket(), served.tier());
+    announce(&through);
+    match served.begin(Command::Free).await {
+        Ok(run) => Ok(follow(run, &through, verbose, &mut output(&through.service)).await),
+        Err(why) => Ok(not_begun(Command::Free, name, why)),
+    }
+}
+
+/// Says why there is nothing to follow.
+fn not_begun(command: Command, name: &str, why: NotBegun) -> Exit {
+    let command = command.name();
+    match why {
+        NotBegun::Forbidden(why) => {
+            complain(&why);
+            Exit::NotPermitted
+        }
+        NotBegun::IsUnit(why) | NotBegun::NoRestart(why) => {
+            complain(&format!("the {command} of {name} was refused: {why}"));
+            Exit::Refused
+        }
+        NotBegun::NotAsked(why) => {
+            complain(&format!("the {command} of {name} has not begun: {why}"));
+            Exit::Unknown
+        }
+        NotBegun::Unknown(why) => {
             complain(&format!(
-                "{why}; it is not known whether the restart of {name} had begun, and no other is tried: \
+                "{why}; it is not known whether the {command} of {name} had begun, and no other is tried: \
                  see `portguard status` and the sidecar's log"
             ));
-            Some(Exit::Unknown)
+            Exit::Unknown
         }
     }
 }
 
-async fn follow(mut restart: Restart, through: &Through, verbose: bool, output: &mut Output) -> Exit {
-    if restart.joined {
-        complain(&format!("joined restart {}, which was under way", restart.run));
+async fn follow(mut run: Run, through: &Through, verbose: bool, output: &mut Output) -> Exit {
+    let command = run.command.name();
+    if run.joined {
+        complain(&format!("joined {command} {}, which was under way", run.run));
     }
     // Without these the command would end at once, and say nothing of what goes on.
     let (mut interrupt, mut terminate) =
@@ -299,9 +355,9 @@ async fn follow(mut restart: Restart, through: &Through, verbose: bool, output: 
     };
     loop {
         let next = tokio::select! {
-            next = restart.next() => next,
-            () = asked(&mut interrupt) => return left(&restart, through, output),
-            () = asked(&mut terminate) => return left(&restart, through, output),
+            next = run.next() => next,
+            () = asked(&mut interrupt) => return left(&run, through, output),
+            () = asked(&mut terminate) => return left(&run, through, output),
         };
         match next {
             Ok(Followed::Event { event, words, at, minor }) => {
@@ -317,9 +373,9 @@ async fn follow(mut restart: Restart, through: &Through, verbose: bool, output: 
             }
             Err(error) => {
                 let text = format!(
-                    "{error}; how restart {} ended is not known, and no other is tried: see `portguard status` and \
+                    "{error}; how {command} {} ended is not known, and no other is tried: see `portguard status` and \
                      the sidecar's log",
-                    restart.run
+                    run.run
                 );
                 output.lines([text.clone()]);
                 output.through_ended(through, "unknown", Exit::Unknown, Some(&text));
@@ -330,8 +386,9 @@ async fn follow(mut restart: Restart, through: &Through, verbose: bool, output: 
 }
 
 /// Somebody does not want to wait for the end.
-fn left(restart: &Restart, through: &Through, output: &mut Output) -> Exit {
-    let text = format!("restart {} goes on in the sidecar; `portguard watch` shows it", restart.run);
+fn left(run: &Run, through: &Through, output: &mut Output) -> Exit {
+    let text =
+        format!("{} {} goes on in the sidecar; `portguard watch` shows it", run.command.name(), run.run);
     output.lines([text.clone()]);
     output.through_ended(through, "left", Exit::Unknown, Some(&text));
     Exit::Unknown

@@ -11,7 +11,7 @@ use super::events::{Event, What};
 use super::look::Look;
 use crate::runtime::{daemon, netns, now};
 use crate::sidecar::documents::{
-    EndpointDocument, GateDocument, RestartAccepted, RunDocument, ServiceList, ServiceSummary, UnitDocument,
+    EndpointDocument, GateDocument, RunAccepted, RunDocument, ServiceList, ServiceSummary, UnitDocument,
 };
 
 /// How long a sidecar may take to say what it serves: it knows by heart.
@@ -20,7 +20,7 @@ const ANSWER: Duration = Duration::from_millis(500);
 /// How long it may take for an answer to a request that has a deadline of its own.
 const GRACE: Duration = Duration::from_millis(300);
 
-/// How long it may take until a restart is accepted: then it is not known whether it was.
+/// How long it may take until a run is accepted: then it is not known whether it was.
 const ACCEPTED: Duration = Duration::from_secs(5);
 
 /// How long it may take for a look: longer than it waits for one itself.
@@ -233,26 +233,29 @@ impl Served {
         Looker { socket: self.socket.clone(), name: self.summary.name.clone() }
     }
 
-    /// Asks for a restart, and follows it.
+    /// Asks for a run that ends holders, and follows it.
     ///
     /// # Errors
     ///
     /// See [`NotBegun`].
-    pub async fn restart(mut self) -> Result<Restart, NotBegun> {
+    pub async fn begin(mut self, command: Command) -> Result<Run, NotBegun> {
         let name = self.summary.name.clone();
         // The stream comes first: no event of the run is missed.
         let stream = async { Connection::open(&self.socket).await?.events_of(&name).await };
         let events = within(ANSWER, stream).await.map_err(|error| NotBegun::NotAsked(error.to_string()))?;
-        let target = format!("/v1/services/{name}/restart");
+        let target = format!("/v1/services/{name}/{}", command.name());
         match within(ACCEPTED, self.connection.post(&target)).await {
-            Ok(RestartAccepted { run, joined, .. }) => {
-                Ok(Restart { run, joined, socket: self.socket, events, began: false })
+            Ok(RunAccepted { run, joined, .. }) => {
+                Ok(Run { run, command, joined, socket: self.socket, events })
             }
             Err(Unfit::Client(ClientError::Refused { code: 403, message, .. })) => {
                 Err(NotBegun::Forbidden(message))
             }
             Err(Unfit::Client(ClientError::Refused { error, message, .. })) if error == "no_restart" => {
                 Err(NotBegun::NoRestart(message))
+            }
+            Err(Unfit::Client(ClientError::Refused { error, message, .. })) if error == "is_unit" => {
+                Err(NotBegun::IsUnit(message))
             }
             Err(Unfit::Client(ClientError::Refused { message, .. })) => Err(NotBegun::NotAsked(message)),
             Err(error) => Err(NotBegun::Unknown(error.to_string())),
@@ -289,32 +292,54 @@ impl Looker {
     }
 }
 
-/// Why there is no restart to follow.
+/// What a sidecar is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// A restart.
+    Restart,
+    /// The end of stale holders.
+    Free,
+}
+
+impl Command {
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Restart => "restart",
+            Self::Free => "free",
+        }
+    }
+}
+
+/// Why there is no run to follow.
 #[derive(Debug)]
 pub enum NotBegun {
     /// This user may not.
     Forbidden(String),
     /// Nothing says how the service is started.
     NoRestart(String),
+    /// Only its manager stops it.
+    IsUnit(String),
     /// It was not asked for, or refused: nothing has begun.
     NotAsked(String),
     /// The sidecar died with the request in its hands.
     Unknown(String),
 }
 
-/// A restart that the sidecar carries out.
+/// A run that the sidecar carries out.
 #[derive(Debug)]
-pub struct Restart {
+pub struct Run {
     /// Its id.
     pub run: String,
+    /// What for.
+    pub command: Command,
     /// It was under way already.
     pub joined: bool,
     socket: PathBuf,
     events: Events,
-    began: bool,
 }
 
-/// The next that there is of a restart.
+/// The next that there is of a run.
 #[derive(Debug)]
 pub enum Followed {
     /// It goes on.
@@ -341,12 +366,12 @@ pub enum Followed {
     },
 }
 
-impl Restart {
+impl Run {
     /// What happens next. Cancel safe, but for a gap in the stream.
     ///
     /// # Errors
     ///
-    /// When the sidecar is gone: how the restart ends is not known then.
+    /// When the sidecar is gone: how the run ends is not known then.
     pub async fn next(&mut self) -> Result<Followed, ClientError> {
         loop {
             let told = self.events.next().await?;
@@ -358,7 +383,6 @@ impl Restart {
                 continue;
             }
             if event.run.as_deref() == Some(&self.run) {
-                self.began = true;
                 return Ok(followed(&event, serde_json::from_str(&told.json).unwrap_or_default()));
             }
         }

@@ -97,7 +97,8 @@ impl Access {
         self
     }
 
-    fn is_superior(&self, peer: &Peer) -> bool {
+    /// Root, or the sidecar's own user.
+    pub(super) fn is_superior(&self, peer: &Peer) -> bool {
         peer.uid == 0 || peer.uid == self.own_user
     }
 

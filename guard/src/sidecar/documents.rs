@@ -80,9 +80,9 @@ pub(crate) struct ServiceDocument {
     pub(crate) snapshot: Option<Body>,
 }
 
-/// `POST /v1/services/{name}/restart`
+/// `POST /v1/services/{name}/restart` and `POST /v1/services/{name}/free`
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct RestartAccepted {
+pub(crate) struct RunAccepted {
     pub(crate) service: String,
     /// The run, to be asked for under `/v1/runs/` and found in the events.
     pub(crate) run: String,
@@ -95,7 +95,7 @@ pub(crate) struct RestartAccepted {
 pub(crate) struct RunDocument {
     pub(crate) run: String,
     pub(crate) service: String,
-    /// `restart` or `gate`.
+    /// `restart`, `free` or `gate`.
     pub(crate) command: String,
     /// `running` or `finished`.
     pub(crate) state: String,

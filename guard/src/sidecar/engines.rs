@@ -152,6 +152,11 @@ impl Engines {
         self.by_netns.get(self.by_service.get(service)?)
     }
 
+    /// The network namespace that this service is in.
+    pub(super) fn place_of(&self, service: &str) -> Option<Place> {
+        self.by_service.get(service).cloned().flatten()
+    }
+
     /// Asks nothing any more: every event loop ends what it does, and itself.
     pub(super) fn close(&mut self) {
         self.by_netns.clear();

@@ -13,8 +13,9 @@ use super::access::Profile;
 use super::documents::{RunDocument, ServiceDocument, ServiceSummary};
 use super::metrics::{Metrics, ServiceGauge};
 use crate::report::{Body, Event};
-use crate::runtime::engine::RunNumber;
+use crate::runtime::engine::{Kind, RunNumber};
 use crate::runtime::now;
+use crate::runtime::spelling::Place;
 
 /// The kept events take no more than this, however many they may be.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
@@ -81,11 +82,20 @@ struct RunState {
     events: Vec<Arc<str>>,
     left_out: u64,
     finished: Option<Body>,
+    /// What it was asked for as, and the network namespace where it goes on.
+    begun: Option<(Kind, Option<Place>)>,
 }
 
 impl RunState {
     fn new(service: &Arc<str>, command: &'static str) -> Self {
-        Self { service: Arc::clone(service), command, events: Vec::new(), left_out: 0, finished: None }
+        Self {
+            service: Arc::clone(service),
+            command,
+            events: Vec::new(),
+            left_out: 0,
+            finished: None,
+            begun: None,
+        }
     }
 }
 
@@ -207,9 +217,24 @@ impl Hub {
         self.keep_event(now(), None, None, &Body::Lagged { count: Some(count) });
     }
 
-    /// A client was told of this restart, whose first event may still be on its way.
-    pub(super) fn begun(&mut self, number: RunNumber, service: &Arc<str>) {
-        self.runs.entry(number).or_insert_with(|| RunState::new(service, "restart"));
+    /// A client was told of this run, whose first event may still be on its way.
+    pub(super) fn begun(&mut self, number: RunNumber, service: &Arc<str>, kind: Kind, place: Option<Place>) {
+        let run = self.runs.entry(number).or_insert_with(|| RunState::new(service, kind.name()));
+        run.begun = Some((kind, place));
+    }
+
+    /// A run of this service that was asked for in another network namespace than this, and has not ended.
+    pub(super) fn under_way_elsewhere(
+        &self,
+        service: &str,
+        place: Option<&Place>,
+    ) -> Option<(RunNumber, Kind)> {
+        let unfinished =
+            self.runs.iter().filter(|(_, run)| &*run.service == service && run.finished.is_none());
+        unfinished
+            .filter_map(|(number, run)| run.begun.as_ref().map(|(kind, of)| (*number, *kind, of.as_ref())))
+            .find(|(_, _, of)| *of != place)
+            .map(|(number, kind, _)| (number, kind))
     }
 
     fn run(&mut self, at: Instant, service: &Arc<str>, number: RunNumber, command: &'static str, body: Body) {
@@ -526,12 +551,12 @@ mod tests {
         let mut hub = hub(10);
         let web: Arc<str> = "web".into();
         let number = RunNumber(1);
-        hub.begun(number, &web);
+        hub.begun(number, &web, Kind::Restart, None);
         let document = hub.run_document("e-1", |name| name == "web").expect("the run");
         assert_eq!((document.state.as_str(), document.command.as_str()), ("running", "restart"));
         let what = What::Run(number, "restart", Body::step("late", None, None));
         hub.take(Notice { at: now(), service: Some(Arc::clone(&web)), what });
-        hub.begun(number, &web);
+        hub.begun(number, &web, Kind::Restart, None);
         assert_eq!(hub.run_document("e-1", |_| true).expect("the run").events.len(), 1);
     }
 

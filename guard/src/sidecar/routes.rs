@@ -13,11 +13,11 @@ use tokio::sync::oneshot;
 
 use super::access::Peer;
 use super::answers::{Answer, json, not_found, problem, text, unavailable, wrong_method};
-use super::documents::{GateDocument, Health, RestartAccepted, ServiceList};
+use super::documents::{GateDocument, Health, RunAccepted, ServiceList};
 use super::server::Shared;
 use super::stream::{self, Format};
 use crate::report::outcome_code;
-use crate::runtime::engine::{Refused, Request as Ask};
+use crate::runtime::engine::{Kind, Refused, Request as Ask};
 use crate::runtime::spelling::parse_duration;
 
 /// How long a client waits for a look that it asked for; what is known is answered then.
@@ -42,8 +42,13 @@ pub(super) async fn answer(shared: &Arc<Shared>, peer: &Peer, request: &Request<
         ["v1", "services"] => get(method, || services(shared, peer)),
         ["v1", "services", name] if method == Method::GET => service(shared, peer, name, query).await,
         ["v1", "services", _] => wrong_method("GET"),
-        ["v1", "services", name, "restart"] if method == Method::POST => restart(shared, peer, name).await,
-        ["v1", "services", _, "restart"] => wrong_method("POST"),
+        ["v1", "services", name, "restart"] if method == Method::POST => {
+            begin(shared, peer, name, Kind::Restart).await
+        }
+        ["v1", "services", name, "free"] if method == Method::POST => {
+            begin(shared, peer, name, Kind::Free).await
+        }
+        ["v1", "services", _, "restart" | "free"] => wrong_method("POST"),
         ["v1", "runs", id] if method == Method::GET => run(shared, peer, id, query).await,
         ["v1", "runs", _] => wrong_method("GET"),
         ["v1", "events"] => get(method, || events(shared, peer, request)),
@@ -106,25 +111,42 @@ async fn service(shared: &Shared, peer: &Peer, name: &str, query: Option<&str>) 
     json(StatusCode::OK, &shared.hub().service(&name, access.profile(&name)))
 }
 
-async fn restart(shared: &Shared, peer: &Peer, name: &str) -> Answer {
+/// Begins a run that ends processes.
+async fn begin(shared: &Shared, peer: &Peer, name: &str, kind: Kind) -> Answer {
     let access = shared.access();
     let Some(name) = access.visible(peer, name) else { return not_found() };
-    if !access.may_control(peer, &name) {
+    // Whoever may restart a service may not leave it stopped.
+    let free = kind == Kind::Free;
+    let may = if free { access.is_superior(peer) } else { access.may_control(peer, &name) };
+    if !may {
         shared.hub().metrics.refused += 1;
-        let message = format!("uid {} may not restart {name}: see `control` in the configuration", peer.uid);
+        let why = if free {
+            "nothing is started again, so only root and the sidecar's own user may"
+        } else {
+            "see `control` in the configuration"
+        };
+        let message = format!("uid {} may not {} {name}: {why}", peer.uid, kind.name());
         return problem(StatusCode::FORBIDDEN, "forbidden", message);
     }
+    let place = shared.engines.read().await.place_of(&name);
+    let elsewhere = shared.hub().under_way_elsewhere(&name, place.as_ref());
+    if let Some((number, kind)) = elsewhere {
+        // A reload has moved the service to another event loop, which knows nothing of that run.
+        return refusal(shared, &Refused::Other(number, kind));
+    }
     let (reply, answer) = oneshot::channel();
-    if !ask(shared, &name, Ask::Restart { service: Arc::clone(&name), reply }).await {
+    let service = Arc::clone(&name);
+    let asked = if free { Ask::Free { service, reply } } else { Ask::Restart { service, reply } };
+    if !ask(shared, &name, asked).await {
         return unavailable("the event loop of this service has too much to do, or has ended");
     }
     match answer.await {
         Ok(Ok(ticket)) => {
             let mut hub = shared.hub();
-            hub.begun(ticket.number, &name);
+            hub.begun(ticket.number, &name, kind, place);
             let run = hub.run_id(ticket.number);
             drop(hub);
-            let accepted = RestartAccepted { service: name.to_string(), run, joined: ticket.joined };
+            let accepted = RunAccepted { service: name.to_string(), run, joined: ticket.joined };
             json(StatusCode::ACCEPTED, &accepted)
         }
         Ok(Err(refused)) => refusal(shared, &refused),
@@ -138,8 +160,13 @@ fn refusal(shared: &Shared, refused: &Refused) -> Answer {
         Refused::NoRestart => problem(StatusCode::CONFLICT, "no_restart", refused.to_string()),
         Refused::Outdated(number) => {
             let run = shared.hub().run_id(*number);
-            problem(StatusCode::CONFLICT, "outdated_restart", format!("run {run}: {refused}"))
+            problem(StatusCode::CONFLICT, "outdated_run", format!("run {run}: {refused}"))
         }
+        Refused::Other(number, _) => {
+            let run = shared.hub().run_id(*number);
+            problem(StatusCode::CONFLICT, "other_run", format!("run {run}: {refused}"))
+        }
+        Refused::IsUnit(_) => problem(StatusCode::CONFLICT, "is_unit", refused.to_string()),
         Refused::Asker(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, "internal", refused.to_string()),
     }
 }

@@ -30,6 +30,7 @@ mod roles;
 mod sidecar;
 mod sidecar_clients;
 mod sidecar_config;
+mod sidecar_free;
 mod stuck;
 mod systemd;
 mod through;

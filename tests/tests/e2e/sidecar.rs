@@ -165,7 +165,7 @@ fn what_a_reload_has_changed_is_not_joined_as_it_was(world: &World) {
         sidecar.child.said()
     );
     let refused = sidecar.post("/v1/services/web/restart").expect(409).json();
-    assert_eq!(refused["error"], "outdated_restart", "{refused}");
+    assert_eq!(refused["error"], "outdated_run", "{refused}");
     let message = refused["message"].as_str().unwrap_or_default();
     assert!(message.contains(&first) && message.contains("ask again"), "{message}");
     // Nor does a command begin one of its own beside it.

@@ -33,10 +33,14 @@ fn who_may_do_what(world: &World) {
     );
     let sidecar = Sidecar::start(world, "", &services);
     let nobody = Caller::user(NOBODY);
-    let post = |name: &str| {
-        sidecar.ask(&nobody, &["--request", "POST"], &format!("/v1/services/{name}/restart")).code
-    };
+    let ask = |what: &str| sidecar.ask(&nobody, &["--request", "POST"], &format!("/v1/services/{what}"));
+    let post = |name: &str| ask(&format!("{name}/restart")).code;
     assert_eq!((post("open"), post("shut"), post("hers"), post("none")), (403, 404, 202, 404));
+    let refused = ask("hers/free").expect(403).json();
+    assert!(
+        refused["message"].as_str().is_some_and(|why| why.contains("only root")),
+        "who may restart may not leave it stopped: {refused}"
+    );
     let get = |path: &str| sidecar.ask(&nobody, &[], path);
     assert_eq!(get("/v1/services/open").code, 200);
     assert_eq!(get("/v1/services/shut").code, 404);

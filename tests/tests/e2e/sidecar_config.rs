@@ -8,6 +8,7 @@ use guard_tests::portguard::binary;
 use guard_tests::sidecar::{event, service};
 use guard_tests::{Caller, DEADLINE, Sidecar, Standin, World, each_tier, wait_until};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 each_tier!(
     a_group_that_the_socket_may_not_be_given_to_is_told_with_the_way_out,
@@ -15,6 +16,7 @@ each_tier!(
     a_reload_cannot_add_a_network_namespace_and_loses_nothing,
     a_reload_that_fails_in_one_namespace_changes_nothing_in_any,
     a_reload_that_drops_a_network_namespace_abandons_no_restart_there,
+    a_service_that_a_reload_moves_is_not_restarted_twice,
 );
 
 fn a_group_that_the_socket_may_not_be_given_to_is_told_with_the_way_out(world: &World) {
@@ -124,7 +126,36 @@ fn a_reload_that_drops_a_network_namespace_abandons_no_restart_there(world: &Wor
     assert_eq!(sidecar.verdict("here"), "free");
     sidecar.child.signal(Signal::SIGTERM);
     assert_eq!(sidecar.child.wait(DEADLINE).code(), Some(0), "{}", sidecar.child.said());
-    // What it started is outside of the test's own namespace, whose end would end it.
+    end_listener(&document);
+}
+
+/// The event loop that it moves to knows nothing of the run that the other one still carries out.
+fn a_service_that_a_reload_moves_is_not_restarted_twice(world: &World) {
+    let port = world.port();
+    let old = world.standin("--on-term hang").listen("127.0.0.1", port).by(Caller::elsewhere()).start();
+    let next = world.standin("--on-term exit").listen("127.0.0.1", port);
+    let here = service("here", world.port(), None, "");
+    let web =
+        |keys: &str| service("web", port, Some(&next), &format!("budget = {{ drain = \"1s\" }}\n{keys}"));
+    let sidecar = Sidecar::start(world, "", &format!("{here}{}", web(&inside(&old))));
+    let follower = sidecar.follow(&[]);
+    let run = sidecar.post("/v1/services/web/restart").expect(202).run();
+    event(&follower, "SIGTERM", |event| event["type"] == "signal_sent");
+    sidecar.rewrite(&format!("{here}{}", web("")));
+    sidecar.child.signal(Signal::SIGHUP);
+    let moved = || sidecar.get("/v1/services/web").json()["netns"].is_u64();
+    assert!(wait_until(DEADLINE, moved), "{}", sidecar.child.said());
+    let refused = sidecar.post("/v1/services/web/restart").expect(409).json();
+    assert_eq!(refused["error"], "other_run", "{refused}");
+    let document = sidecar.finished(&run);
+    assert_eq!(document["outcome"], "restarted", "{document}");
+    let again = sidecar.post("/v1/services/web/restart").expect(202).run();
+    assert_eq!(sidecar.finished(&again)["outcome"], "restarted");
+    end_listener(&document);
+}
+
+/// Ends what a restart started outside of the test's own namespace, whose end would end it.
+fn end_listener(document: &Value) {
     let listening =
         document["events"].as_array().into_iter().flatten().find(|event| event["step"] == "listening");
     let pid = listening.and_then(|event| event["pid"].as_i64()).and_then(|pid| i32::try_from(pid).ok());

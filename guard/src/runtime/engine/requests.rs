@@ -23,6 +23,9 @@ impl<W: Witness> Engine<W> {
             Request::Restart { service, reply } => {
                 let _gone = reply.send(self.restart(&service));
             }
+            Request::Free { service, reply } => {
+                let _gone = reply.send(self.free(&service));
+            }
             Request::Gate { service, reply } => self.wait(&service, reply),
             Request::Look { service, after, reply } => {
                 if let Some(standing) = self.services.get_mut(&service) {
@@ -48,23 +51,44 @@ impl<W: Witness> Engine<W> {
     fn under_way(&self, service: &str, kind: Kind) -> Option<RunNumber> {
         // A gate that began before a reload may be for other endpoints.
         let endpoints = self.services.get(service).map(|standing| &standing.service.endpoints);
-        let same = |run: &Run| kind == Kind::Restart || Some(&run.info.service.endpoints) == endpoints;
+        let same = |run: &Run| kind != Kind::Gate || Some(&run.info.service.endpoints) == endpoints;
         let wanted = |run: &&Run| &*run.info.service.name == service && run.info.kind == kind && same(run);
         self.runs.values().find(wanted).map(|run| run.info.number)
     }
 
     fn restart(&mut self, name: &str) -> Result<Ticket, Refused> {
-        let standing = self.services.get(name).ok_or(Refused::NoService)?;
-        let service = Arc::clone(&standing.service);
+        let service = self.service(name)?;
         if service.start.is_none() {
             return Err(Refused::NoRestart);
         }
-        if let Some(number) = self.under_way(name, Kind::Restart) {
+        self.end_holders(service, Kind::Restart, Kind::Free)
+    }
+
+    fn free(&mut self, name: &str) -> Result<Ticket, Refused> {
+        let service = self.service(name)?;
+        if let Some(unit) = service.unit() {
+            return Err(Refused::IsUnit(unit.name.clone()));
+        }
+        self.end_holders(service, Kind::Free, Kind::Restart)
+    }
+
+    fn service(&self, name: &str) -> Result<Arc<Service>, Refused> {
+        let standing = self.services.get(name).ok_or(Refused::NoService)?;
+        Ok(Arc::clone(&standing.service))
+    }
+
+    /// Begins a run of this kind or joins it, unless one of the `other` kind ends the holders
+    /// already: they would get two stop signals, or a successor would be taken for one of them.
+    fn end_holders(&mut self, service: Arc<Service>, kind: Kind, other: Kind) -> Result<Ticket, Refused> {
+        if let Some(number) = self.under_way(&service.name, other) {
+            return Err(Refused::Other(number, other));
+        }
+        if let Some(number) = self.under_way(&service.name, kind) {
             let same = self.runs.get(&number).is_some_and(|run| run.info.service.restarts_like(&service));
             return if same { Ok(Ticket { number, joined: true }) } else { Err(Refused::Outdated(number)) };
         }
         let budgets = service.budgets(None);
-        let number = self.begin(service, Kind::Restart, Goal::Free, budgets)?;
+        let number = self.begin(service, kind, Goal::Free, budgets)?;
         Ok(Ticket { number, joined: false })
     }
 

@@ -141,6 +141,8 @@ pub struct RunNumber(pub u64);
 pub enum Kind {
     /// Free the port, start the service, follow it until it listens.
     Restart,
+    /// Free the port.
+    Free,
     /// Wait until the port is bindable.
     Gate,
 }
@@ -150,6 +152,7 @@ impl Kind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Restart => "restart",
+            Self::Free => "free",
             Self::Gate => "gate",
         }
     }
@@ -186,11 +189,17 @@ pub enum Refused {
     /// Nothing says how the service is started.
     #[error("the configuration does not say how this service is started")]
     NoRestart,
-    /// Joining it would not be what was asked for.
+    /// Its manager would start it again, or take it for failed.
     #[error(
-        "its restart that is under way began before the configuration changed; ask again when it has ended"
+        "this service is the unit {0}, which is stopped by its manager alone: ask for a restart, or `systemctl stop` it"
     )]
+    IsUnit(UnitName),
+    /// Joining it would not be what was asked for.
+    #[error("it began before the configuration changed; ask again when it has ended")]
     Outdated(RunNumber),
+    /// Two runs that end processes would get in each other's way.
+    #[error("this {} of the service is under way; ask again when it has ended", .1.name())]
+    Other(RunNumber, Kind),
     /// portguard cannot tell who it is itself.
     #[error(transparent)]
     Asker(#[from] crate::runtime::asker::AskerError),
@@ -213,6 +222,14 @@ pub enum Request {
     /// Begin a restart of this service, or join the one that is under way, unless the
     /// configuration of the service has changed since that began.
     Restart {
+        /// Its name.
+        service: Arc<str>,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<Ticket, Refused>>,
+    },
+    /// End the stale holders of this service's endpoints, or join the run that does so already, under
+    /// the same condition.
+    Free {
         /// Its name.
         service: Arc<str>,
         /// Where the answer goes.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::report::Event;
 use crate::sidecar::documents::{
-    GateDocument, Health, Problem, RestartAccepted, RunDocument, ServiceDocument, ServiceList,
+    GateDocument, Health, Problem, RunAccepted, RunDocument, ServiceDocument, ServiceList,
 };
 
 /// OpenAPI 3.1.
@@ -22,7 +22,7 @@ pub(super) fn document() -> Value {
     let timeout = parameter("timeout", "query", "Give up after this long, such as 500ms, 3s or 2m.");
     let services = reference::<ServiceList>(&mut schemas);
     let service = reference::<ServiceDocument>(&mut schemas);
-    let accepted = reference::<RestartAccepted>(&mut schemas);
+    let accepted = reference::<RunAccepted>(&mut schemas);
     let run = reference::<RunDocument>(&mut schemas);
     let gate = reference::<GateDocument>(&mut schemas);
     let health = reference::<Health>(&mut schemas);
@@ -46,7 +46,14 @@ pub(super) fn document() -> Value {
         },
         "/v1/services/{name}/restart": {
             "post": operation(
-                "Restart a service, or join the restart that is under way; 409 when the service's configuration has changed since that began.",
+                "Restart a service, or join the restart that is under way; 409 when the service's configuration has changed since that began, or while its port is being freed.",
+                json!([name]),
+                answers("202", "The run.", &accepted),
+            ),
+        },
+        "/v1/services/{name}/free": {
+            "post": operation(
+                "End the stale holders of a service's endpoints and start nothing, or join the run that does so already; 409 for a service that is a systemd unit, and while it is restarted.",
                 json!([name]),
                 answers("202", "The run.", &accepted),
             ),

@@ -34,8 +34,8 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         "up: from the start of the tool until a successor listens that is started when the tool returns",
     )?;
     SAMPLES.note(
-        "a client of the sidecar: a sidecar watched the port before, and starts the successor itself; total and up: \
-         the command has ended, because the successor listens",
+        "a client of the sidecar: a sidecar watched the port before, and for restart starts the successor itself; \
+         total and up of that: the command has ended, because the successor listens",
     )?;
     SAMPLES.note("successor lost: that successor died with EADDRINUSE")?;
     SAMPLES.note("portguard looks through every process of the machine, the others through those of their PID namespace")?;
@@ -45,8 +45,9 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     }
     let tiers = subject::tiers(SAMPLES)?;
     let served = if bench.quick || bench.smoke { tiers.get(..1) } else { tiers.get(..) };
+    let served = served.unwrap_or_default();
     let clients: Vec<Subject<'_>> =
-        served.unwrap_or_default().iter().map(|&tier| Subject::RestartClient(tier)).collect();
+        served.iter().flat_map(|&tier| [Subject::FreeClient(tier), Subject::RestartClient(tier)]).collect();
     let tiers = tiers.into_iter().map(Some).filter(|_| !bench.quick);
     let tiers: Vec<Option<Tier>> = std::iter::once(None).chain(tiers).collect();
     let mut subjects: Vec<Subject<'_>> = tiers.iter().map(|&tier| Subject::Free(tier)).collect();

@@ -33,6 +33,8 @@ pub(crate) enum Subject<'a> {
     Free(Option<Tier>),
     /// `portguard free --port-only`: does not wait until the ended process is gone.
     FreePortOnly,
+    /// `portguard free` through a sidecar in this tier.
+    FreeClient(Tier),
     /// `portguard restart`
     Restart(Option<Tier>),
     /// `portguard restart` through a sidecar in this tier, which starts the successor.
@@ -96,7 +98,11 @@ impl Subject<'_> {
     pub(crate) fn waits(self) -> bool {
         match self {
             Self::Gate(_) | Self::Client(_) => true,
-            Self::Free(_) | Self::FreePortOnly | Self::Restart(_) | Self::RestartClient(_) => false,
+            Self::Free(_)
+            | Self::FreePortOnly
+            | Self::FreeClient(_)
+            | Self::Restart(_)
+            | Self::RestartClient(_) => false,
             Self::Peer(peer, _) => peer.role == Role::Waits,
         }
     }
@@ -107,6 +113,7 @@ impl Subject<'_> {
             Self::Gate(tier) => format!("portguard gate, {tier}"),
             Self::Client(tier) => format!("portguard gate, client of the sidecar, {tier}"),
             Self::RestartClient(tier) => format!("portguard restart, client of the sidecar, {tier}"),
+            Self::FreeClient(tier) => format!("portguard free, client of the sidecar, {tier}"),
             Self::Free(tier) => format!("portguard free, {}", tier_name(tier)),
             Self::FreePortOnly => "portguard free --port-only, auto".to_owned(),
             Self::Restart(tier) => format!("portguard restart, {}", tier_name(tier)),
@@ -118,13 +125,14 @@ impl Subject<'_> {
     pub(crate) fn start(self, cell: &Cell, port: u16, then: &[String]) -> Work {
         let ending = ["--drain", DRAIN, "--match", TAG];
         let sidecar = match self {
-            Self::Client(tier) => Some(sidecar(tier, port, &[])),
+            Self::Client(tier) | Self::FreeClient(tier) => Some(sidecar(tier, port, &[])),
             Self::RestartClient(tier) => Some(sidecar(tier, port, then)),
             _ => None,
         };
         let socket = sidecar.as_ref().map(|sidecar| sidecar.socket.as_path()).unwrap_or(Path::new(""));
         let (mut command, outside) = match self {
             Self::Client(_) => (client("gate", socket, &["--timeout", "30s"], Some(port)), true),
+            Self::FreeClient(_) => (client("free", socket, &[SERVICE], None), true),
             Self::RestartClient(_) => (client("restart", socket, &[SERVICE], None), true),
             Self::Gate(tier) => (portguard("gate", Some(tier), port, &["--timeout", "30s"]), true),
             Self::Free(tier) => (portguard("free", tier, port, &ending), true),
