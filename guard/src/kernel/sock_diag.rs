@@ -25,7 +25,7 @@ pub use destroyed::{Announced, DestroyedSockets, Drained};
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 
@@ -154,8 +154,18 @@ impl SockDiag {
     ///
     /// See [`SockDiagError`].
     pub fn dump(&mut self, port: Port) -> Result<Vec<Socket>, SockDiagError> {
-        let mut sockets = self.dump_family(AF_INET, Some(port), ALL_STATES)?;
-        sockets.append(&mut self.dump_family(AF_INET6, Some(port), ALL_STATES)?);
+        self.dump_families(Rows::OnPort(port), ALL_STATES)
+    }
+
+    /// What [`SockDiag::dump`] finds on each of `ports`, ordered by port, in one walk for each family:
+    /// every socket of the namespace is told, and those on other ports are left out here.
+    ///
+    /// # Errors
+    ///
+    /// See [`SockDiagError`].
+    pub fn dump_any(&mut self, ports: &BTreeSet<Port>) -> Result<Vec<Socket>, SockDiagError> {
+        let mut sockets = self.dump_families(Rows::OnAnyOf(ports), ALL_STATES)?;
+        sockets.sort_by_key(|socket| socket.port);
         Ok(sockets)
     }
 
@@ -165,18 +175,16 @@ impl SockDiag {
     ///
     /// See [`SockDiagError`].
     pub fn listeners(&mut self) -> Result<Vec<Socket>, SockDiagError> {
-        let mut sockets = self.dump_family(AF_INET, None, LISTEN)?;
-        sockets.append(&mut self.dump_family(AF_INET6, None, LISTEN)?);
+        self.dump_families(Rows::All, LISTEN)
+    }
+
+    fn dump_families(&mut self, rows: Rows<'_>, states: u32) -> Result<Vec<Socket>, SockDiagError> {
+        let mut sockets = self.dump_family(AF_INET, rows, states)?;
+        sockets.append(&mut self.dump_family(AF_INET6, rows, states)?);
         Ok(sockets)
     }
 
-    /// `None` is any port: to the kernel, port 0 is no filter.
-    fn dump_family(
-        &mut self,
-        family: u8,
-        port: Option<Port>,
-        states: u32,
-    ) -> Result<Vec<Socket>, SockDiagError> {
+    fn dump_family(&mut self, family: u8, rows: Rows<'_>, states: u32) -> Result<Vec<Socket>, SockDiagError> {
         for _ in 0..ATTEMPTS {
             let mut sockets: Vec<Socket> = Vec::new();
             let mut places = BTreeMap::new();
@@ -186,13 +194,13 @@ impl SockDiag {
                 // INET_DIAG_SKV6ONLY and INET_DIAG_SHUTDOWN come unasked.
                 extensions: ExtensionFlags::empty(),
                 states: StateFlags::from_bits_retain(states),
-                socket_id: id_of_port(family, port),
+                socket_id: rows.id(family),
             });
             let ending = self.channel.exchange(request, NLM_F_DUMP, "a dump", |payload| {
                 // The kernel filters listeners and connections by
                 // `idiag_sport`, but not bound-only sockets.
                 if let Some(socket) = row::decode(payload)?
-                    && port.is_none_or(|port| socket.port == port)
+                    && rows.include(socket.port)
                 {
                     keep_latest(&mut sockets, &mut places, socket);
                 }
@@ -252,9 +260,29 @@ impl SockDiag {
     }
 }
 
-fn id_of_port(family: u8, port: Option<Port>) -> SocketId {
-    let base = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
-    SocketId { source_port: port.map_or(0, Port::get), ..base }
+/// Which rows of the table are wanted, by the local port.
+#[derive(Clone, Copy)]
+enum Rows<'a> {
+    All,
+    OnPort(Port),
+    OnAnyOf(&'a BTreeSet<Port>),
+}
+
+impl Rows<'_> {
+    /// What the kernel is asked for: to it, port 0 is no filter.
+    fn id(self, family: u8) -> SocketId {
+        let base = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
+        let source_port = if let Self::OnPort(port) = self { port.get() } else { 0 };
+        SocketId { source_port, ..base }
+    }
+
+    fn include(self, port: Port) -> bool {
+        match self {
+            Self::All => true,
+            Self::OnPort(wanted) => port == wanted,
+            Self::OnAnyOf(wanted) => wanted.contains(&port),
+        }
+    }
 }
 
 /// A socket that moved during the walk shows twice: the later row is the truth.

@@ -37,11 +37,22 @@ pub enum LookError {
     Thread(#[source] std::io::Error),
 }
 
+/// The kernel walks its whole hash table for each dump, whatever port is asked for: for more ports than
+/// these, all sockets are read at once.
+const FEW: usize = 16;
+
 /// The sockets on `ports`, from `sock_diag` where the kernel has it, else from
 /// `/proc/net/tcp` and `/proc/net/tcp6`, which show neither cookies nor
 /// bound-only sockets.
 pub fn read_table(ports: &[Port]) -> Result<Vec<Socket>, LookError> {
     let mut diag = SockDiag::open();
+    if ports.len() > FEW
+        && let Ok(diag) = &mut diag
+        && let Ok(mut sockets) = diag.dump_any(&ports.iter().copied().collect())
+    {
+        sockets.retain(lasts);
+        return Ok(sockets);
+    }
     let mut sockets = Vec::new();
     for &port in ports {
         let dumped = match &mut diag {

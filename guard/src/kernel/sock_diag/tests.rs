@@ -218,6 +218,26 @@ fn a_dump_larger_than_one_datagram_is_whole() {
 }
 
 #[test]
+fn one_walk_for_several_ports_finds_what_a_walk_for_each_finds() {
+    netns("one_walk_for_several_ports_finds_what_a_walk_for_each_finds", || {
+        let (_server, _client, connected) = accepted("127.0.0.1", REUSE);
+        let (_listener, listened) = listening("::1", None, REUSE);
+        let (_bound, reserved) = bound("127.0.0.1", None, REUSE);
+        let (_other, unwanted) = listening("127.0.0.1", None, REUSE);
+        let wanted = BTreeSet::from([connected, listened, reserved]);
+        let known = |sockets: &[Socket]| -> BTreeSet<_> {
+            sockets.iter().map(|socket| (socket.port, socket.cookie, socket.state.name())).collect()
+        };
+        let one_by_one: Vec<Socket> = wanted.iter().flat_map(|&port| dump(port)).collect();
+        let at_once = SockDiag::open().unwrap().dump_any(&wanted).unwrap();
+        assert_eq!(known(&at_once), known(&one_by_one));
+        assert!(at_once.iter().any(|socket| socket.port == listened));
+        assert!(at_once.iter().all(|socket| socket.port != unwanted));
+        assert!(at_once.is_sorted_by_key(|socket| socket.port));
+    });
+}
+
+#[test]
 fn one_open_door_serves_many_dumps() {
     netns("one_open_door_serves_many_dumps", || {
         let (_fd, port) = listening("127.0.0.1", None, REUSE);
