@@ -211,6 +211,7 @@ async fn gate(shared: &Shared, peer: &Peer, name: &str, query: Option<&str>) -> 
         Ok(timeout) => timeout,
         Err(why) => return problem(StatusCode::BAD_REQUEST, "bad_request", why),
     };
+    let place = shared.engines.read().await.place_of(&name);
     let (reply, opened) = oneshot::channel();
     if !ask(shared, &name, Ask::Gate { service: Arc::clone(&name), reply }).await {
         return unavailable("the event loop of this service has too much to do, or has ended");
@@ -227,16 +228,20 @@ async fn gate(shared: &Shared, peer: &Peer, name: &str, query: Option<&str>) -> 
         None => opened.await,
     };
     match answer {
-        Ok(Ok(Ok(opened))) => json(
-            StatusCode::OK,
-            &GateDocument {
+        Ok(Ok(Ok(opened))) => {
+            let mut hub = shared.hub();
+            hub.begun(opened.number, &name, Kind::Gate, place);
+            let run = hub.run_id(opened.number);
+            drop(hub);
+            let document = GateDocument {
                 service: name.to_string(),
-                run: shared.hub().run_id(opened.number),
+                run,
                 open: true,
                 probed_mono_ns: opened.proof.probed.as_nanos(),
                 release_latency_us: opened.proof.release_latency.map(|span| span.as_secs_f64() * 1e6),
-            },
-        ),
+            };
+            json(StatusCode::OK, &document)
+        }
         Ok(Ok(Err(outcome))) => {
             let message = format!("the gate of {name} did not open");
             problem(StatusCode::CONFLICT, outcome_code(&outcome), message)

@@ -239,6 +239,9 @@ fn the_gate_opens_for_whoever_waits(world: &World) {
     });
     let opened = opened.expect(200).json();
     assert_eq!((&opened["open"], &opened["service"]), (&Value::from(true), &Value::from("web")), "{opened}");
+    // Known at once, even before the hub has heard of it.
+    let run = opened["run"].as_str().expect("a run");
+    assert_eq!(sidecar.get(&format!("/v1/runs/{run}")).expect(200).json()["command"], "gate");
 }
 
 /// Whether one of its threads goes before ordinary ones.

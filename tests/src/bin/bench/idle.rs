@@ -51,7 +51,8 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     }
     for &tier in &tiers {
         for count in [1, if bench.smoke { 10 } else { 1_000 }] {
-            let name = format!("{}, {count} services", served::name(tier));
+            let plural = if count == 1 { "" } else { "s" };
+            let name = format!("{}, {count} service{plural}", served::name(tier));
             SAMPLES.progress(&name)?;
             if let Err(error) = serve(span, tier, count, &name) {
                 SAMPLES.absent(&name, &format!("{error:#}"))?;
