@@ -86,13 +86,13 @@ pub enum TierError {
 impl TierError {
     /// It is a matter of permission.
     pub fn is_denied(&self) -> bool {
-        matches!(
-            self,
-            Self::Ebpf(BpfError::Denied { .. })
-                | Self::Netlink(NetlinkError::Subscribe(SockDiagError::Denied { .. }))
-                | Self::Netns(NetnsError::Denied { .. })
-                | Self::Required { denied: true, .. }
-        )
+        match self {
+            Self::Ebpf(error) => error.is_denied(),
+            Self::Netlink(NetlinkError::Subscribe(SockDiagError::Denied { .. }))
+            | Self::Netns(NetnsError::Denied { .. })
+            | Self::Required { denied: true, .. } => true,
+            _ => false,
+        }
     }
 }
 

@@ -65,6 +65,14 @@ pub enum BpfError {
     /// Tracepoints cannot be looked up, or do not fit the programs.
     #[error(transparent)]
     Tracefs(#[from] TracefsError),
+    /// Neither kind of tracepoint can be had.
+    #[error("{raw}; and classic tracepoints do not serve instead: {classic}")]
+    NeitherWay {
+        /// Why not raw ones.
+        raw: Box<BpfError>,
+        /// Why not classic ones.
+        classic: Box<BpfError>,
+    },
     /// An option makes no sense.
     #[error("{what}")]
     Option {
@@ -158,6 +166,30 @@ impl BpfError {
         Self::sort(operation, format!("the BPF map {map}"), error)
     }
 
+    /// What to tell when both kinds of tracepoint were tried, one after the other. What a locked down kernel refuses has
+    /// many faces, missing files among them, and one cause.
+    pub(super) fn neither_way(raw: Self, classic: Self, no_lockdown: &Answer) -> Self {
+        let neither = Self::NeitherWay { raw: Box::new(raw), classic: Box::new(classic) };
+        if !matches!(no_lockdown, Answer::No { .. }) {
+            return neither;
+        }
+        Self::Denied {
+            operation: "load",
+            subject: "the BPF programs".into(),
+            capability: advice(no_lockdown),
+            source: Source::new(neither),
+        }
+    }
+
+    /// It is a matter of permission.
+    pub fn is_denied(&self) -> bool {
+        match self {
+            Self::Denied { .. } => true,
+            Self::NeitherWay { raw, classic } => raw.is_denied() || classic.is_denied(),
+            _ => false,
+        }
+    }
+
     /// The object lacks something that this binary was built with.
     pub(super) fn missing(what: &'static str, name: &'static str) -> Self {
         let subject = format!("the {what} {name} in the embedded BPF object");
@@ -205,10 +237,12 @@ impl Verdict {
     }
 }
 
-/// A locked down kernel does not offer the helper that reads its memory, so the verifier does not know it. A line with
-/// `call` is the verifier's walk through the program, which shows that the helper is there.
+/// A locked down kernel does not offer the helper that reads its memory, so the verifier does not know it. The loader, which
+/// finds it missing, puts the older one in its place; that is missing too. A line with `call` is the verifier's walk
+/// through the program, which shows that the helper is there.
 fn lacks_memory_helper(log: &str) -> bool {
-    log.lines().any(|line| line.contains("probe_read_kernel#") && !line.contains("call "))
+    let names = ["bpf_probe_read_kernel#", "bpf_probe_read#"];
+    log.lines().any(|line| names.iter().any(|name| line.contains(name)) && !line.contains("call "))
 }
 
 /// The verifier's last words before its statistics; `None` when it was not asked or said nothing.
@@ -291,6 +325,8 @@ mod tests {
                          invalid bpf_context access off=400 size=4\nprocessed 2 insns (limit 1000000)\n";
     const NO_HELPER: &str = "0: (85) call bpf_probe_read_kernel#113\nunknown func bpf_probe_read_kernel#113\n\
                              processed 1 insns (limit 1000000)\n";
+    const NO_OLD_HELPER: &str = "0: (85) call bpf_probe_read#4\nunknown func bpf_probe_read#4\n";
+    const NEWER_NO_OLD_HELPER: &str = "program of this type cannot use helper bpf_probe_read#4\n";
     const NEWER_NO_HELPER: &str = "program of this type cannot use helper bpf_probe_read_kernel#113\n";
 
     fn locked() -> Answer {
@@ -310,13 +346,35 @@ mod tests {
 
     #[test]
     fn a_helper_that_lockdown_takes_away_is_blamed_on_it_where_the_kernel_says_so() {
-        for log in [NO_HELPER, NEWER_NO_HELPER] {
+        for log in [NO_HELPER, NEWER_NO_HELPER, NO_OLD_HELPER, NEWER_NO_OLD_HELPER] {
             let told = |no_lockdown| Verdict::by_log(log, &no_lockdown);
             let Some(Verdict::Denied(advice)) = told(locked()) else { panic!("{:?}", told(locked())) };
             assert!(advice.starts_with(features::LOCKED_DOWN), "{advice}");
             let last = log.lines().rfind(|line| !line.starts_with("processed")).unwrap();
             assert_eq!(told(Answer::Yes), Some(Verdict::Rejected(last.to_owned())));
         }
+    }
+
+    /// Only the second refusal was told, which under lockdown is that tracefs is empty.
+    #[test]
+    fn both_refusals_are_told_and_lockdown_is_what_they_come_from() {
+        let refused = |what: &str| BpfError::Option { what: what.to_owned() };
+        let told =
+            |no_lockdown| BpfError::neither_way(refused("no raw"), refused("no tracefs"), &no_lockdown);
+        for no_lockdown in [Answer::Yes, Answer::CouldNotTell { because: "no securityfs".to_owned() }] {
+            let error = told(no_lockdown);
+            assert!(!error.is_denied(), "{error}");
+            let text = error.to_string();
+            assert!(text.starts_with("no raw") && text.ends_with("no tracefs"), "{text}");
+            assert!(!text.contains("locked down"), "{text}");
+        }
+        let error = told(locked());
+        assert!(error.is_denied(), "{error}");
+        for part in ["no raw", "no tracefs", features::LOCKED_DOWN, "boot without lockdown=confidentiality"] {
+            assert!(error.to_string().contains(part), "{part}: {error}");
+        }
+        let denied = BpfError::NeitherWay { raw: Box::new(refused("no raw")), classic: Box::new(error) };
+        assert!(denied.is_denied(), "{denied}");
     }
 
     #[test]

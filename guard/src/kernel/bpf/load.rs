@@ -16,6 +16,7 @@ use super::{
     inet_sock_set_state, inet_twsk_kill, log, sched_process_exit, tcp_destroy_sock,
 };
 use crate::kernel::bpf::tracefs::Tracefs;
+use crate::kernel::features;
 
 /// Empty in a stub build.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portguard.bpf.o"));
@@ -49,18 +50,20 @@ pub(super) fn load(options: &BpfOptions) -> Result<Bpf, BpfError> {
 
 pub(super) fn load_with(options: &BpfOptions, types: &KernelTypes) -> Result<Bpf, BpfError> {
     let raw = || load_by(options, types, Way::Raw);
-    let why_classic = match options.attach {
-        AttachBy::Raw => return raw(),
-        AttachBy::Classic => None,
+    let classic = || Tracefs::with(|tracefs| load_by(options, types, Way::Classic(tracefs)))?;
+    match options.attach {
+        AttachBy::Raw => raw(),
+        AttachBy::Classic => classic(),
         AttachBy::Auto => match raw() {
             // Classic tracepoints need all that raw ones need, and tracefs: where
             // permissions are missing, the first answer is the better advice.
-            Err(error) if !matches!(error, BpfError::Denied { .. }) => Some(error.to_string()),
-            outcome => return outcome,
+            Err(error) if !error.is_denied() => match classic() {
+                Ok(bpf) => Ok(Bpf { why_classic: Some(error.to_string()), ..bpf }),
+                Err(second) => Err(BpfError::neither_way(error, second, &features::no_lockdown())),
+            },
+            outcome => outcome,
         },
-    };
-    let classic = Tracefs::with(|tracefs| load_by(options, types, Way::Classic(tracefs)))?;
-    classic.map(|bpf| Bpf { why_classic, ..bpf })
+    }
 }
 
 /// Loads as many hooks as this kernel takes. A refused optional hook is left

@@ -168,8 +168,8 @@ impl Bpf {
     ///
     /// # Errors
     ///
-    /// [`BpfError::Stub`], [`BpfError::Denied`], [`BpfError::Unsupported`] and
-    /// [`BpfError::Tracefs`] mean that this machine or build has no ebpf tier,
+    /// [`BpfError::Stub`], [`BpfError::Denied`], [`BpfError::Unsupported`], [`BpfError::Tracefs`] and
+    /// [`BpfError::NeitherWay`] mean that this machine or build has no ebpf tier,
     /// with the reason; [`BpfError::Rejected`] and [`BpfError::Failed`] that something else went wrong.
     pub fn load(options: &BpfOptions) -> Result<Self, BpfError> {
         load::load(options)

@@ -23,7 +23,9 @@ pub(crate) fn open() -> Result<()> {
     let code = output.status.code().map_or_else(|| output.status.to_string(), |code| code.to_string());
     // A refusal without a reason would be a silent one.
     let silent = if !output.status.success() && why.trim().is_empty() { ", silently" } else { "" };
-    answer("exit code of --require-tier ebpf", &format!("{code}{silent}"), why.trim());
+    // Under lockdown much else is missing, which nobody can mend there.
+    let locked = if why.contains("locked down") { ", lockdown" } else { "" };
+    answer("exit code of --require-tier ebpf", &format!("{code}{silent}{locked}"), why.trim());
     Ok(())
 }
 
