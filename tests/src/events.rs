@@ -22,6 +22,10 @@ pub enum Verdict {
     Unknown,
 }
 
+/// One of the `endpoints` of a `snapshot` event.
+#[derive(Clone, Copy, Debug)]
+pub struct Endpoint<'a>(pub &'a Value);
+
 /// A holder in a `snapshot` event.
 #[derive(Clone, Copy, Debug)]
 pub struct Holder<'a>(pub &'a Value);
@@ -109,12 +113,7 @@ impl Event {
 
     /// `verdict` of a `snapshot`.
     pub fn verdict(&self) -> Verdict {
-        match text(&self.0, "verdict") {
-            "free" => Verdict::Free,
-            "busy" => Verdict::Busy,
-            "unknown" => Verdict::Unknown,
-            other => panic!("no such verdict: {other:?} in {self}"),
-        }
+        verdict(&self.0)
     }
 
     /// `reason` of an `unknown` verdict or of a refused gate; empty when there is none.
@@ -213,11 +212,16 @@ impl Event {
         self.0["exit_code"].as_i64().unwrap_or_else(|| panic!("no exit_code in {self}"))
     }
 
-    /// `endpoints[0].binds` of a `snapshot`: with `SO_REUSEADDR`, and without.
+    /// `binds` of the first endpoint of a `snapshot`: with `SO_REUSEADDR`, and without.
     pub fn binds(&self) -> [Bind; 2] {
-        let binds = self.0["endpoints"][0]["binds"].as_array().into_iter().flatten();
-        let binds: Vec<Bind> = binds.map(Bind::of).collect();
-        binds.try_into().unwrap_or_else(|_| panic!("no two kinds of bind in {self}"))
+        Endpoint(&self.0["endpoints"][0]).binds()
+    }
+
+    /// The endpoint of a `snapshot` with this port.
+    pub fn endpoint(&self, port: u16) -> Endpoint<'_> {
+        let mut all = self.0["endpoints"].as_array().into_iter().flatten();
+        let endpoint = all.find(|endpoint| endpoint["port"] == port);
+        Endpoint(endpoint.unwrap_or_else(|| panic!("no endpoint with port {port} in {self}")))
     }
 
     /// Some holder of a `snapshot` or `bind_failed` has this owner.
@@ -237,7 +241,26 @@ impl Event {
     }
 }
 
+impl Endpoint<'_> {
+    /// `verdict`
+    pub fn verdict(&self) -> Verdict {
+        verdict(self.0)
+    }
+
+    /// `binds`: with `SO_REUSEADDR`, and without.
+    pub fn binds(&self) -> [Bind; 2] {
+        let binds = self.0["binds"].as_array().into_iter().flatten();
+        let binds: Vec<Bind> = binds.map(Bind::of).collect();
+        binds.try_into().unwrap_or_else(|_| panic!("no two kinds of bind in {}", self.0))
+    }
+}
+
 impl<'a> Holder<'a> {
+    /// `port`
+    pub fn port(&self) -> u16 {
+        u16::try_from(number(self.0, "port")).expect("a port")
+    }
+
     /// `state`: the kernel's name, as `LISTEN`.
     pub fn state(&self) -> &str {
         text(self.0, "state")
@@ -305,6 +328,15 @@ impl Owner<'_> {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+fn verdict(value: &Value) -> Verdict {
+    match text(value, "verdict") {
+        "free" => Verdict::Free,
+        "busy" => Verdict::Busy,
+        "unknown" => Verdict::Unknown,
+        other => panic!("no such verdict: {other:?} in {value}"),
     }
 }
 

@@ -99,6 +99,26 @@ impl Netns {
         self.bind(SocketAddr::new(address, port), false).is_ok()
     }
 
+    /// Whether a service could bind `address:port` now and listen.
+    ///
+    /// # Errors
+    /// Whatever else `bind()` and `listen()` say than `EADDRINUSE`.
+    pub fn serviceable(&self, address: IpAddr, port: u16, reuse: bool, v6only: bool) -> Result<bool> {
+        // A process that is just being started would keep it for a moment.
+        let _nobody_keeps_it = FORKING.write().unwrap_or_else(PoisonError::into_inner);
+        let fd = socket(address, reuse).context("a TCP socket")?;
+        if v6only {
+            socket::setsockopt(&fd, sockopt::Ipv6V6Only, &true).context("IPV6_V6ONLY")?;
+        }
+        let name = SockaddrStorage::from(SocketAddr::new(address, port));
+        match socket::bind(fd.as_raw_fd(), &name).and_then(|()| socket::listen(&fd, socket::Backlog::new(1)?))
+        {
+            Ok(()) => Ok(true),
+            Err(Errno::EADDRINUSE) => Ok(false),
+            Err(errno) => Err(errno).with_context(|| format!("bind {address} port {port} and listen")),
+        }
+    }
+
     /// Every process whose main thread lives in this namespace.
     fn inhabitants(&self) -> Vec<i32> {
         let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };

@@ -2,9 +2,12 @@
 //! `SO_REUSEADDR` and one without it then meet. `bind()` and `listen()` in a fresh process are the
 //! judge; every tier has to say the same, and to name the same holders. Whoever may not see an
 //! owner says `unknown`, never free.
+//!
+//! `at_once` plays all rows together, with one portguard for all services that bind the same: an eighth of the
+//! processes, for machines on which they start slowly. What it cannot show is a row that is right only beside others.
 
 use guard_tests::caller::{Caller, NOBODY};
-use guard_tests::events::{Bind, Holder};
+use guard_tests::events::{Bind, Event, Holder};
 use guard_tests::world::play;
 use guard_tests::{DEADLINE, Finished, Portguard, Standin, Tier, Verdict, World};
 
@@ -70,7 +73,10 @@ const IN_USE: [bool; 2] = [false, false];
 const SHARED: [bool; 2] = [true, false];
 
 macro_rules! table {
-    ($(fn $name:ident() = $row:expr;)+) => { $(
+    ($(fn $name:ident() = $row:expr;)+) => {
+        const TABLE: &[(&str, Row)] = &[$((stringify!($name), $row)),+];
+
+        $(
         mod $name {
             use super::*;
 
@@ -110,7 +116,8 @@ macro_rules! table {
                 play(concat!(module_path!(), "::unprivileged"), Tier::Poll, nobody);
             }
         }
-    )+ };
+        )+
+    };
 }
 
 table! {
@@ -160,20 +167,30 @@ const BOUND: Holders = &[("BOUND_INACTIVE", Process)];
 
 impl Row {
     fn check(&self, world: &World, caller: &Caller) {
-        if self.standin.contains("--io-uring") && !guard_tests::kernel::has_io_uring() {
+        if !self.is_possible() {
             return world.skip("this kernel has no io_uring, or kernel.io_uring_disabled is set");
         }
         let port = world.port();
         let there = self.take_the_port(world, port);
         for strict in [false, true] {
-            let free = if strict { self.strict } else { self.reusing };
+            let free = self.is_free(strict);
             assert_eq!(self.judge(world, port, strict), free, "the kernel itself, strict: {strict}");
             let finished = self.service(world.portguard("status", port), strict).by(caller.clone()).run();
-            self.compare(&finished, &there, strict, caller.is_root());
+            let snapshot = last(&finished);
+            assert_eq!(finished.verdict(), snapshot.endpoint(port).verdict(), "{finished}");
+            self.compare(snapshot, port, &there, strict, caller.is_root());
             let gate = self.service(world.portguard("gate", port), strict).timeout("250ms");
             gate.by(caller.clone()).run().expect(i32::from(!free));
             assert_eq!(self.judge(world, port, strict), free, "the kernel itself, later, strict: {strict}");
         }
+    }
+
+    fn is_free(&self, strict: bool) -> bool {
+        if strict { self.strict } else { self.reusing }
+    }
+
+    fn is_possible(&self) -> bool {
+        !self.standin.contains("--io-uring") || guard_tests::kernel::has_io_uring()
     }
 
     fn take_the_port(&self, world: &World, port: u16) -> Standin {
@@ -211,8 +228,9 @@ impl Row {
         portguard
     }
 
-    fn compare(&self, finished: &Finished, there: &Standin, strict: bool, sees_all: bool) {
-        let free = if strict { self.strict } else { self.reusing };
+    fn compare(&self, snapshot: &Event, port: u16, there: &Standin, strict: bool, sees_all: bool) {
+        let told = || format!("{}, port {port}, strict: {strict}\n{snapshot}", self.standin);
+        let free = self.is_free(strict);
         let expected = self.holders[usize::from(strict)];
         let has_file = expected.iter().any(|(_, who)| *who != NoFile);
         let listed = shown_by_this_kernel(expected);
@@ -222,39 +240,133 @@ impl Row {
             false if !sees_all && has_file && !listed.is_empty() => Verdict::Unknown,
             false => Verdict::Busy,
         };
-        assert_eq!(finished.verdict(), verdict, "strict: {strict}\n{finished}");
-        let snapshot = finished.of("snapshot").pop().unwrap_or_else(|| panic!("no snapshot\n{finished}"));
-        let binds = snapshot.binds();
-        for (kind, bind) in binds.iter().enumerate() {
+        let endpoint = snapshot.endpoint(port);
+        assert_eq!(endpoint.verdict(), verdict, "{}", told());
+        for (kind, bind) in endpoint.binds().iter().enumerate() {
             let foretold = self.foretells(bind, kind == 1);
             // The flags of a connection, and what may not be seen, leave the kind that was not probed open.
             let open = bind.expected == "unclear" && (kind == 1) != strict;
-            assert!(foretold || open, "{bind:?}, strict: {strict}\n{finished}");
+            assert!(foretold || open, "{bind:?}, {}", told());
         }
         if !sees_all {
             return;
         }
         let holders = snapshot.holders();
+        let here = holders.iter().filter(|holder| holder.port() == port);
         let mut shown: Vec<(&str, Who)> =
-            holders.iter().map(|holder| (holder.state(), who(holder, there, finished))).collect();
+            here.map(|holder| (holder.state(), who(holder, there, snapshot))).collect();
         shown.sort_unstable();
-        assert_eq!(shown, listed, "strict: {strict}\n{finished}");
+        assert_eq!(shown, listed, "{}", told());
     }
 
     fn foretells(&self, bind: &Bind, strict: bool) -> bool {
-        let free = if strict { self.strict } else { self.reusing };
-        bind.expected == if free { "success" } else { "failure" } || bound_only_is_unseen()
+        bind.expected == if self.is_free(strict) { "success" } else { "failure" } || bound_only_is_unseen()
     }
 }
 
-fn who(holder: &Holder<'_>, there: &Standin, finished: &Finished) -> Who {
+fn last(finished: &Finished) -> &Event {
+    finished.of("snapshot").pop().unwrap_or_else(|| panic!("no snapshot\n{finished}"))
+}
+
+fn who(holder: &Holder<'_>, there: &Standin, snapshot: &Event) -> Who {
     let owners: Vec<_> = holder.owners().iter().map(|owner| owner.process()).collect();
     match owners[..] {
         [] if holder.kernel_held() => Nobody,
         [] if holder.visibility() == "none" => NoFile,
         [owner] if owner == there.id() => Process,
         [owner] if there.sharers == [owner] => Sharer,
-        _ => panic!("whose is it?\n{finished}"),
+        _ => panic!("whose is it?\n{snapshot}"),
+    }
+}
+
+/// The whole table at a time.
+mod at_once {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// A row on its port.
+    type Placed = (&'static str, &'static Row, u16, Standin);
+
+    fn anybody(world: &World) {
+        check(world, &Caller::default());
+    }
+
+    fn nobody(world: &World) {
+        check(world, &Caller::user(NOBODY));
+    }
+
+    #[test]
+    fn ebpf() {
+        play(module_path!(), Tier::Ebpf, anybody);
+    }
+
+    #[test]
+    fn netlink() {
+        play(module_path!(), Tier::Netlink, anybody);
+    }
+
+    #[test]
+    fn poll() {
+        play(module_path!(), Tier::Poll, anybody);
+    }
+
+    #[test]
+    fn unprivileged_netlink() {
+        play(concat!(module_path!(), "::unprivileged"), Tier::Netlink, nobody);
+    }
+
+    #[test]
+    fn unprivileged_poll() {
+        play(concat!(module_path!(), "::unprivileged"), Tier::Poll, nobody);
+    }
+
+    fn check(world: &World, caller: &Caller) {
+        let possible = TABLE.iter().filter(|(_, row)| row.is_possible());
+        let placed: Vec<Placed> = possible
+            .map(|(name, row)| {
+                let port = world.port();
+                (*name, row, port, row.take_the_port(world, port))
+            })
+            .collect();
+        for strict in [false, true] {
+            // A port in use keeps portguard from probing the others without SO_REUSEADDR, so these are asked about apart.
+            let mut alike: BTreeMap<_, Vec<&Placed>> = BTreeMap::new();
+            for one in &placed {
+                let (_, row, ..) = one;
+                alike.entry((row.binds, row.v6only, row.is_free(strict))).or_default().push(one);
+            }
+            for (&(.., free), placed) in &alike {
+                together(world, caller, placed, strict, free);
+            }
+        }
+    }
+
+    /// Rows whose services bind the same, and all can or all cannot.
+    fn together(world: &World, caller: &Caller, placed: &[&Placed], strict: bool, free: bool) {
+        let truth = |(name, row, port, _): &&Placed| {
+            let address = row.binds.parse().expect("an IP address");
+            let judged =
+                world.netns.serviceable(address, *port, !strict, row.v6only).expect("bind and listen");
+            assert_eq!(judged, free, "the kernel itself, {name}, strict: {strict}");
+        };
+        placed.iter().for_each(truth);
+        let finished = ask(world, caller, "status", placed, strict).run();
+        for (_, row, port, there) in placed {
+            row.compare(last(&finished), *port, there, strict, caller.is_root());
+        }
+        // A gate that stays shut would say nothing of each: one port in use is enough for that.
+        if free {
+            ask(world, caller, "gate", placed, strict).run().expect(0);
+        }
+        placed.iter().for_each(truth);
+    }
+
+    fn ask(world: &World, caller: &Caller, command: &str, about: &[&Placed], strict: bool) -> Portguard {
+        let (first, rest) = about.split_first().expect("a row");
+        let (_, row, port, _) = first;
+        let asked = row.service(world.portguard(command, *port), strict).by(caller.clone());
+        rest.iter().fold(asked, |asked, (_, _, port, _)| asked.arg("--port").arg(&port.to_string()))
     }
 }
 
