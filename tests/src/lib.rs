@@ -10,6 +10,7 @@
 //! | `PORTGUARD_OTLP_BIN` | one that was built with the feature `otlp`; without it, what needs it is skipped |
 //! | `PORTGUARD_TEST_BIN_DIR` | the folder of the stand-ins; else the one beside the tests |
 //! | `PORTGUARD_TEST_NODE_DIR` | the folder of the scripts for Node; else the one in the sources |
+//! | `PORTGUARD_TEST_EXAMPLES_DIR` | the folder of the clients in `guard/examples`; else the one in the sources |
 //! | `PORTGUARD_TEST_TIERS` | tiers to test, default all |
 //! | `PORTGUARD_TEST_PID1` | `1`: PID 1 is a systemd that is there for the tests alone ([`systemd::pid1`]) |
 //! | `PORTGUARD_TEST_STRICT` | `1`: a test that would be skipped fails |

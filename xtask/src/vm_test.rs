@@ -1,13 +1,6 @@
 //! `cargo xtask vm-test`: the end-to-end tests on every kernel that people run.
 
-use std::{
-    env, fs,
-    path::Path,
-    process::ExitCode,
-    sync::Mutex,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{env, fs, path::Path, process::ExitCode, sync::Mutex, thread, time::Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -56,9 +49,6 @@ pub(crate) struct Args {
     #[arg(last = true, value_name = "FILTER")]
     filters: Vec<String>,
 }
-
-/// On the host's clock. The slowest kernel needs a third of it on a machine with nothing else to do.
-const BOOT_LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// In MiB: the programs twice (packed and unpacked), and the tests' largest process.
 const MEMORY: u32 = 2048;
@@ -176,9 +166,10 @@ fn boot(
         image: &image,
         append: machine.append(),
         memory: MEMORY,
-        limit: BOOT_LIMIT,
+        limit: scope.limit(),
         live,
         console: folder.join(format!("{name}.console")),
+        times: folder.join(format!("{name}.times")),
         name,
     };
     let mut ran = boot.run()?;

@@ -215,19 +215,22 @@ fn a_node_client(world: &World) {
     let next = world.standin("--on-term exit").listen("127.0.0.1", port);
     let sidecar =
         Sidecar::start(world, "", &service("web", port, Some(&next), "budget = { drain = \"50ms\" }"));
-    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../guard/examples/node-restart.mjs");
     let mut command = Command::new("node");
-    command.arg(example).arg("web").env("PORTGUARD_SOCKET", &sidecar.socket);
+    command.arg(example("node-restart.mjs")).arg("web").env("PORTGUARD_SOCKET", &sidecar.socket);
     let mut node = Child::start(command, "node");
     let status = node.wait(DEADLINE);
     assert_eq!(status.code(), Some(0), "{}\n{}", node.said(), sidecar.child.said());
     assert!(node.stdout.ended_within(DEADLINE) && node.said().contains("restarted"), "{}", node.said());
     assert!(!old.child.alive());
     let mut command = Command::new("sh");
-    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../guard/examples/curl-restart.sh");
-    command.arg(example).arg("web").env("PORTGUARD_SOCKET", &sidecar.socket);
+    command.arg(example("curl-restart.sh")).arg("web").env("PORTGUARD_SOCKET", &sidecar.socket);
     let mut shell = Child::start(command, "sh");
     assert_eq!(shell.wait(DEADLINE).code(), Some(0), "{}\n{}", shell.said(), sidecar.child.said());
+}
+
+fn example(name: &str) -> String {
+    let here = || concat!(env!("CARGO_MANIFEST_DIR"), "/../guard/examples").to_owned();
+    std::env::var("PORTGUARD_TEST_EXAMPLES_DIR").unwrap_or_else(|_| here()) + "/" + name
 }
 
 fn a_socket_that_was_handed_over(world: &World) {

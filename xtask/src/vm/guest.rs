@@ -2,8 +2,8 @@
 
 use std::{
     fmt::Write as _,
-    fs,
-    io::{BufRead as _, BufReader, Read},
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Read, Write as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
@@ -112,6 +112,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) live: bool,
     /// Where the kernel's console is kept.
     pub(crate) console: PathBuf,
+    /// Where it is noted what each test cost.
+    pub(crate) times: PathBuf,
 }
 
 /// How a boot went.
@@ -176,7 +178,16 @@ impl Boot<'_> {
             });
             said
         });
-        let mut listener = Listener { boot: self, ran: Ran::default(), bye: false };
+        let times =
+            File::create(&self.times).with_context(|| format!("creating {}", self.times.display()))?;
+        let mut listener = Listener {
+            boot: self,
+            ran: Ran::default(),
+            bye: false,
+            pid: child.id(),
+            times,
+            worked: Duration::ZERO,
+        };
         let late = loop {
             match lines.recv_timeout(self.limit.saturating_sub(began.elapsed())) {
                 Ok(line) => listener.hear(line),
@@ -233,6 +244,10 @@ struct Listener<'a> {
     boot: &'a Boot<'a>,
     ran: Ran,
     bye: bool,
+    pid: u32,
+    times: File,
+    /// The processor time of everything that has been noted.
+    worked: Duration,
 }
 
 impl Listener<'_> {
@@ -243,6 +258,9 @@ impl Listener<'_> {
             self.output(before.to_owned());
         }
         let (word, rest) = word.split_once(' ').unwrap_or((word, ""));
+        if word == "begin" {
+            self.note(None);
+        }
         let last = self.ran.steps.last_mut();
         match (word, last) {
             ("begin", _) => {
@@ -264,8 +282,22 @@ impl Listener<'_> {
         if self.boot.live {
             println!("{}: {line}", self.boot.name);
         }
+        if line.starts_with("test ") && line.contains(" ... ") {
+            self.note(Some(&line));
+        }
         if let Some(step) = self.ran.steps.last_mut() {
             step.lines.push(line);
+        }
+    }
+
+    /// What the emulator has worked since the last note, and for which test.
+    fn note(&mut self, test: Option<&str>) {
+        let Some(worked) = processor_time(self.pid) else { return };
+        let since = worked.saturating_sub(self.worked);
+        self.worked = worked;
+        if let Some(test) = test {
+            // For people only: a disk that is full shows in what is missing.
+            let _ = writeln!(self.times, "{:7.2} {test}", since.as_secs_f64());
         }
     }
 }

@@ -25,7 +25,7 @@ const PROBED: [&str; 1] = ["sleep"];
 
 /// This machine's programs that the tests run by name. Not all in one, as in busybox: a test may give a copy
 /// another name.
-const HOST_PROGRAMS: [&str; 26] = [
+const HOST_PROGRAMS: [&str; 28] = [
     "sh",
     "chrt",
     "curl",
@@ -37,10 +37,12 @@ const HOST_PROGRAMS: [&str; 26] = [
     "cat",
     "cp",
     "readlink",
+    "sed",
     "tail",
     "touch",
     "true",
     "env",
+    "false",
     "mkdir",
     "mount",
     "umount",
@@ -65,6 +67,9 @@ const BUS: [&str; 3] = [
 
 /// A hundred megabytes, which an emulated processor has to unpack.
 const NODE: &str = "node";
+
+/// Where the examples of clients are, which the tests run as they are.
+pub(crate) const EXAMPLES: &str = "/examples";
 
 /// The only users of a guest; the bus has one of its own.
 const USERS: &str =
@@ -124,6 +129,10 @@ impl Base {
         if content == Content::TestsWithNode {
             image.host_programs(&[NODE])?;
             image.file("/node/server.js", false, &workspace.root().join("tests/node/server.js"))?;
+            for name in ["node-restart.mjs", "curl-restart.sh"] {
+                let from = workspace.root().join("guard/examples").join(name);
+                image.file(&format!("{EXAMPLES}/{name}"), false, &from)?;
+            }
         }
         Ok(Self { archive: image.archive.finish().context("packing the image")?, folders: image.folders })
     }
