@@ -42,8 +42,8 @@ impl<W: Witness> Engine<W> {
         for name in &due {
             let Some(standing) = self.services.get_mut(name) else { continue };
             let budgets =
-                Budgets { total: Some(LOOK_BUDGET), ..standing.service.budgets(standing.unit.as_ref()) };
-            let rules = standing.service.rules_with(standing.unit.as_ref());
+                Budgets { total: Some(LOOK_BUDGET), ..standing.service.budgets(standing.unit.as_deref()) };
+            let rules = standing.service.rules_with(standing.unit.as_deref());
             let plan = plan(&standing.service, Goal::Look, budgets, recheck, asker.clone(), rules);
             standing.begin(Gate::new(plan, at), at);
         }

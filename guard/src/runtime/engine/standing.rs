@@ -24,8 +24,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct Standing {
     pub(super) service: Arc<Service>,
     pub(super) ports: Vec<Port>,
-    /// The look that is under way.
-    pub(super) gate: Option<Gate>,
+    /// The look that is under way. Few services have one at a time, and a gate is large.
+    pub(super) gate: Option<Box<Gate>>,
     /// A hint contradicts what is known.
     pub(super) outdated: bool,
     /// When the last look, or the one that is under way, began.
@@ -35,7 +35,7 @@ pub(super) struct Standing {
     /// No look begins before this: the last attempt could not even begin one.
     not_before: Option<Instant>,
     /// What the manager of its unit said last.
-    pub(super) unit: Option<Unit>,
+    pub(super) unit: Option<Box<Unit>>,
     /// Who listens, as far as is known: their exits are told.
     pub(super) owners: BTreeSet<ProcessId>,
     /// Who waits for the look under way, and for the one after it.
@@ -91,7 +91,7 @@ impl Standing {
 
     /// A look begins.
     pub(super) fn begin(&mut self, gate: Gate, now: Instant) {
-        self.gate = Some(gate);
+        self.gate = Some(Box::new(gate));
         self.began = Some(now);
         self.outdated = false;
         self.served.append(&mut self.asked);

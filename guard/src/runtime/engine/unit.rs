@@ -209,7 +209,7 @@ impl<W: Witness> Engine<W> {
         if let Told::Seen { seen: Some(seen), .. } | Told::Opened(Ok(seen)) = &told
             && let Some(standing) = self.services.get_mut(&run.info.service.name)
         {
-            standing.unit = Some(seen.0.clone());
+            standing.unit = Some(Box::new(seen.0.clone()));
         }
         match told {
             Told::Opened(Ok(seen)) => self.begin_unit(number, seen),
