@@ -19,7 +19,7 @@ pub(super) struct CheckConfig {
 impl CheckConfig {
     pub(super) fn run(&self) -> anyhow::Result<Exit> {
         let config = Config::load(&self.file).map_err(|error| UsageError(error.to_string()))?;
-        let names: Vec<&str> = config.services.iter().map(|service| service.name.as_str()).collect();
+        let names: Vec<&str> = config.services.iter().map(|service| &*service.name).collect();
         // Nobody may be reading: the exit code tells all the same.
         let mut text = format!("{}: good, guards {}\n", self.file.display(), names.join(", "));
         for service in &config.services {

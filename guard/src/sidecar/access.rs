@@ -81,11 +81,8 @@ impl Access {
             control: service.control.clone(),
             profile: Profile::new(service, own_netns),
         };
-        let services = config
-            .services
-            .iter()
-            .map(|service| (Arc::from(service.name.as_str()), rights(service)))
-            .collect();
+        let services =
+            config.services.iter().map(|service| (Arc::clone(&service.name), rights(service))).collect();
         Self { own_user, services, former: BTreeMap::new() }
     }
 

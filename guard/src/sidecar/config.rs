@@ -8,6 +8,7 @@ mod tests;
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use guard_core::model::{BindSpec, Manager, Uid, UnitId, UnitName};
@@ -100,7 +101,7 @@ pub struct OtlpConfig {
 #[derive(Clone, Debug)]
 pub struct ServiceConfig {
     /// Its name.
-    pub name: String,
+    pub name: Arc<str>,
     /// What must be bindable, all of it at once. Never empty.
     pub endpoints: Vec<Endpoint>,
     /// The service sets `IPV6_V6ONLY`.
@@ -291,7 +292,7 @@ impl ServiceConfig {
     ///
     /// When an address names an interface that does not exist.
     pub fn bind_specs(&self) -> Result<Vec<BindSpec>, crate::runtime::spelling::NoInterface> {
-        let mut specs: Vec<BindSpec> = Vec::new();
+        let mut specs: Vec<BindSpec> = Vec::with_capacity(self.endpoints.len());
         for endpoint in &self.endpoints {
             let address = endpoint.address.clone().unwrap_or_else(Address::everywhere);
             let spec = BindSpec {

@@ -8,7 +8,7 @@ use std::thread;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
-use super::config::{Config, ObserverConfig, Restart, ServiceConfig};
+use super::config::{ObserverConfig, Restart, ServiceConfig};
 use super::hub::{Notice, What};
 use super::serve::SidecarError;
 use super::teller::Teller;
@@ -75,25 +75,27 @@ impl Engines {
     }
 
     /// Begins with what the configuration names.
-    pub(super) async fn open(&mut self, config: &Config) -> Result<(), SidecarError> {
-        for (place, services) in by_place(config) {
+    pub(super) async fn open(&mut self, services: Vec<ServiceConfig>) -> Result<(), SidecarError> {
+        let places = places(&services);
+        for (place, services) in by_place(services) {
             let requests = self.begin(place.clone(), services).await?;
             self.by_netns.insert(place, requests);
         }
-        self.learn(config);
+        self.learn(places);
         Ok(())
     }
 
     /// Guards what the configuration names, from now on. What it named before
     /// goes on without a gap. When anything of it cannot be had, nothing has changed.
-    pub(super) async fn configure(&mut self, config: &Config) -> Result<(), SidecarError> {
-        let wanted = by_place(config);
+    pub(super) async fn configure(&mut self, services: Vec<ServiceConfig>) -> Result<(), SidecarError> {
+        let places = places(&services);
+        let mut wanted = by_place(services);
         if let Some(place) = wanted.keys().find(|place| !self.by_netns.contains_key(*place)) {
             let place = place.as_ref().map_or_else(|| "portguard's own".into(), |place| place.0.clone());
             return Err(SidecarError::NewNetns(place));
         }
         for (place, requests) in &self.by_netns {
-            let services = wanted.get(place).cloned().unwrap_or_default();
+            let services = wanted.remove(place).unwrap_or_default();
             let (reply, answer) = oneshot::channel();
             let services = Box::new(move || resolve(&services));
             let sent = requests.send(Request::Prepare { services, reply }).await;
@@ -109,8 +111,8 @@ impl Engines {
                 return Err(SidecarError::LoopEnded);
             }
         }
-        self.retire(|place| !wanted.contains_key(place)).await;
-        self.learn(config);
+        self.retire(|place| !places.values().any(|wanted| wanted == place)).await;
+        self.learn(places);
         Ok(())
     }
 
@@ -127,10 +129,8 @@ impl Engines {
     }
 
     /// Knows where each service is, and tells which ones there are no more.
-    fn learn(&mut self, config: &Config) {
-        let place = |service: &ServiceConfig| (Arc::from(service.name.as_str()), service.netns.clone());
-        let known = config.services.iter().map(place).collect();
-        let before = std::mem::replace(&mut self.by_service, known);
+    fn learn(&mut self, places: BTreeMap<Arc<str>, Option<Place>>) {
+        let before = std::mem::replace(&mut self.by_service, places);
         let gone = before.into_keys().filter(|name| !self.by_service.contains_key(name));
         for service in gone {
             let notice = Notice { at: now(), service: Some(service), what: What::Forgotten };
@@ -186,14 +186,14 @@ impl Engines {
             event_buffer: self.observer.event_buffer,
         };
         let numbers = Arc::clone(&self.numbers);
-        let names: Vec<Arc<str>> = services.iter().map(|service| Arc::from(service.name.as_str())).collect();
+        let names: Vec<Arc<str>> = services.iter().map(|service| Arc::clone(&service.name)).collect();
         let (notices, ends) = (self.notices.clone(), self.ends.clone());
         let teller = Teller { names, notices, ends, overrun: Arc::clone(&self.overrun) };
         let units = self.units.clone();
         let setup = Setup { sources, inbox, numbers, units, teller };
         let broken = self.broken.clone();
         let body = move || {
-            let outcome = open_and_serve(place.as_ref(), &services, setup, ready);
+            let outcome = open_and_serve(place.as_ref(), services, setup, ready);
             if let Err(error) = outcome {
                 error!(%error, "an event loop has ended");
                 // One such word is enough.
@@ -217,19 +217,21 @@ struct Setup {
 
 fn open_and_serve(
     place: Option<&Place>,
-    services: &[ServiceConfig],
+    services: Vec<ServiceConfig>,
     setup: Setup,
     ready: oneshot::Sender<Result<(), SidecarError>>,
 ) -> Result<(), SidecarError> {
     let open = async {
-        let services = resolve(services).map_err(SidecarError::Services)?;
+        let resolved = resolve(&services).map_err(SidecarError::Services)?;
+        // A sidecar lives for weeks, and the configuration is needed no more.
+        drop(services);
         let settled = || {
             if let Err(error) = daemon::give_up_capabilities() {
                 warn!(%error, "keeping capabilities that are not needed");
             }
         };
         let Setup { sources, inbox, numbers, units, teller } = setup;
-        Ok(Engine::open(sources, services, inbox, numbers, units, teller, settled).await?)
+        Ok(Engine::open(sources, resolved, inbox, numbers, units, teller, settled).await?)
     };
     // Before the runtime: what it starts inherits the namespace.
     let runtime = place
@@ -262,12 +264,17 @@ fn open_and_serve(
 }
 
 /// The services of each network namespace.
-fn by_place(config: &Config) -> BTreeMap<Option<Place>, Vec<ServiceConfig>> {
+fn by_place(services: Vec<ServiceConfig>) -> BTreeMap<Option<Place>, Vec<ServiceConfig>> {
     let mut places: BTreeMap<Option<Place>, Vec<ServiceConfig>> = BTreeMap::new();
-    for service in &config.services {
-        places.entry(service.netns.clone()).or_default().push(service.clone());
+    for service in services {
+        places.entry(service.netns.clone()).or_default().push(service);
     }
     places
+}
+
+/// Where each service is.
+fn places(services: &[ServiceConfig]) -> BTreeMap<Arc<str>, Option<Place>> {
+    services.iter().map(|service| (Arc::clone(&service.name), service.netns.clone())).collect()
 }
 
 /// What the engine guards, in the calling thread's network namespace.
@@ -284,7 +291,7 @@ fn service(config: &ServiceConfig) -> Result<Service, String> {
         }
     });
     Ok(Service {
-        name: Arc::from(config.name.as_str()),
+        name: Arc::clone(&config.name),
         endpoints: config.bind_specs().map_err(|error| format!("service {}: {error}", config.name))?,
         rules: Arc::new(move || recognise.rules()),
         drain: config.budget.drain,

@@ -99,26 +99,29 @@ pub async fn serve(path: &Path) -> Result<(), SidecarError> {
     let listener = UnixListener::from_std(listener).map_err(system("serve the socket"))?;
     // Its thread keeps what the others give up below.
     let units = Units::start().map_err(SidecarError::Thread)?;
-    let (mut engines, outlet) = Engines::new(config.observer.clone(), units);
-    engines.open(&config).await?;
+    let access = Access::new(&config, daemon::own_user());
+    let Config { observer, api, otlp, services } = config;
+    let guarded = services.len();
+    let (mut engines, outlet) = Engines::new(observer.clone(), units);
+    engines.open(services).await?;
     if let Err(error) = daemon::give_up_capabilities() {
         warn!(%error, "keeping capabilities that are not needed");
     }
-    let access = Access::new(&config, daemon::own_user());
     let shared = Arc::new(Shared::new(Hub::new(epoch(), history), access, engines, clients.get()));
     let (mut broken, hub) = {
         let Outlet { notices, ends, overrun, broken } = outlet;
         (broken, tokio::spawn(feed(Arc::clone(&shared), notices, ends, overrun)))
     };
     #[cfg(feature = "otlp")]
-    let exported = config.otlp.as_ref().map(super::otlp::start).transpose()?.map(|(exporter, exported)| {
+    let exported = otlp.as_ref().map(super::otlp::start).transpose()?.map(|(exporter, exported)| {
         shared.hub().traces = Some(exporter);
         exported
     });
-    let started = (config.observer.clone(), config.api.clone(), config.otlp.clone());
-    let mut sidecar = Sidecar { path: path.to_owned(), config, started, shared, manager };
+    let started = (observer, api, otlp);
+    let path = path.to_owned();
+    let mut sidecar = Sidecar { path, guarded, started, shared, manager };
     sidecar.tell(&format!("READY=1\nSTATUS={}", sidecar.status()));
-    info!(services = sidecar.config.services.len(), "serving");
+    info!(services = sidecar.guarded, "serving");
     let watchdog = daemon::watchdog_interval();
     let mut feeding = watchdog.map(tokio::time::interval);
     let mut refused = false;
@@ -247,7 +250,8 @@ impl Signals {
 
 struct Sidecar {
     path: PathBuf,
-    config: Config,
+    /// How many services.
+    guarded: usize,
     /// What was taken up at the start, and is not again.
     started: (ObserverConfig, ApiConfig, Option<OtlpConfig>),
     shared: Arc<Shared>,
@@ -262,7 +266,7 @@ impl Sidecar {
     }
 
     fn status(&self) -> String {
-        let count = self.config.services.len();
+        let count = self.guarded;
         let plural = if count == 1 { "" } else { "s" };
         format!("guards {count} service{plural}")
     }
@@ -279,7 +283,7 @@ impl Sidecar {
         self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", now().as_nanos() / 1000));
         match self.try_reload().await {
             Ok(()) => {
-                info!(services = self.config.services.len(), "the configuration was taken up again");
+                info!(services = self.guarded, "the configuration was taken up again");
                 self.tell(&format!("READY=1\nSTATUS={}", self.status()));
             }
             Err(error) => {
@@ -303,10 +307,12 @@ impl Sidecar {
             let keys = unheeded.join(", ");
             warn!(keys, "changed in the configuration, and taken up only by a restart of the sidecar");
         }
-        self.shared.engines.write().await.configure(&new).await?;
-        self.shared.set_access(Access::new(&new, daemon::own_user()), new.api.clients.get());
+        let access = Access::new(&new, daemon::own_user());
+        let guarded = new.services.len();
+        self.shared.engines.write().await.configure(new.services).await?;
+        self.shared.set_access(access, new.api.clients.get());
         self.shared.hub().keep(new.api.history);
-        self.config = new;
+        self.guarded = guarded;
         Ok(())
     }
 }

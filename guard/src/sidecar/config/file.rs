@@ -398,7 +398,7 @@ impl Checks<'_> {
             restart: service.restart.map(|restart| self.restart(restart, preset)).transpose()?,
             observe: service.observe.map_or(Grant::Everybody, grant),
             control: service.control.map_or_else(Grant::nobody, grant),
-            name: name.into_inner(),
+            name: name.into_inner().into(),
         })
     }
 

@@ -18,7 +18,7 @@ fn the_annotated_example_is_a_configuration() {
     let example = include_str!("../../../dist/portguard.toml");
     let config = Config::parse(example).expect("the example");
     let [gateway] = config.services.as_slice() else { panic!("one service") };
-    assert_eq!(gateway.name, "gateway");
+    assert_eq!(&*gateway.name, "gateway");
     assert_eq!(gateway.endpoints.len(), 2);
     assert_eq!(gateway.recognise.patterns.len(), 1);
     assert_eq!(gateway.control, Grant::Only { uid: vec![1000], gid: Vec::new() });
