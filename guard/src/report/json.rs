@@ -28,6 +28,7 @@ mod looked;
 mod lost_bind;
 mod relay;
 mod sockets;
+mod text;
 
 /// The schema version of every event. A breaking change raises it.
 const VERSION: u32 = 1;
@@ -85,7 +86,7 @@ pub enum Body {
     RunStep {
         step: &'static str,
         #[serde(flatten)]
-        detail: Detail,
+        detail: Box<Detail>,
     },
     ListenerOpened {
         address: IpAddr,
@@ -326,7 +327,7 @@ impl<W: Write> Json<W> {
             note: Some(Box::new(more)),
             ..Detail::default()
         };
-        self.write(at, &Body::RunStep { step: "note", detail });
+        self.write(at, &Body::RunStep { step: "note", detail: Box::new(detail) });
     }
 
     /// The end of the whole command.
@@ -404,23 +405,15 @@ impl Body {
         }
     }
 
-    /// Two snapshots that say the same of the service.
-    pub fn same_snapshot(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Snapshot(one), Self::Snapshot(other)) => one == other,
-            _ => false,
-        }
-    }
-
     /// A step that happened outside of a gate.
     pub fn step(step: &'static str, pid: Option<u32>, detail: Option<String>) -> Self {
-        Self::RunStep { step, detail: Detail { pid, detail, ..Detail::default() } }
+        Self::RunStep { step, detail: Box::new(Detail { pid, detail, ..Detail::default() }) }
     }
 
     /// A step that shows a unit.
     pub fn unit(step: &'static str, unit: &Unit, details: &UnitDetails, detail: String) -> Self {
         let (unit, detail) = (Some(Box::new(unit::body(unit, details))), Some(detail));
-        Self::RunStep { step, detail: Detail { unit, detail, ..Detail::default() } }
+        Self::RunStep { step, detail: Box::new(Detail { unit, detail, ..Detail::default() }) }
     }
 
     /// The end of a run that took this long.
@@ -576,7 +569,7 @@ impl Body {
 }
 
 fn step(step: &'static str, detail: Detail) -> Body {
-    Body::RunStep { step, detail }
+    Body::RunStep { step, detail: Box::new(detail) }
 }
 
 fn of(process: ProcessId) -> Detail {

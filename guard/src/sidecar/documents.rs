@@ -77,7 +77,8 @@ pub(crate) struct ServiceDocument {
     #[serde(flatten)]
     pub(crate) summary: ServiceSummary,
     /// What the last look found: the fields of a `snapshot` event.
-    pub(crate) snapshot: Option<Body>,
+    #[schemars(with = "Option<Body>")]
+    pub(crate) snapshot: Option<Value>,
 }
 
 /// `POST /v1/services/{name}/restart` and `POST /v1/services/{name}/free`

@@ -1,6 +1,9 @@
 //! What is known and what happened, for clients: the state of each service,
 //! the last runs and the last events. Bounded in every direction.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -27,6 +30,12 @@ const RUN_EVENTS: usize = 512;
 /// what came of the last restarts stays known.
 const FINISHED_RUNS: usize = 256;
 
+/// What every look is told as.
+const SNAPSHOT: &str = "snapshot";
+
+/// What the last look said before there was one.
+const UNKNOWN: &str = "unknown";
+
 /// Something that happened, from an event loop.
 #[derive(Debug)]
 pub(super) struct Notice {
@@ -45,7 +54,7 @@ pub(super) enum What {
     /// A look at a service that nothing is under way for, and when it began.
     Looked(Instant, Body),
     /// The tier of these services, and why it is not a better one.
-    Tier(&'static str, Option<String>),
+    Tier(&'static str, Option<Arc<str>>),
     /// The service is no longer guarded.
     Forgotten,
 }
@@ -65,7 +74,9 @@ struct LastLook {
     began: Instant,
     /// When it was told.
     at: Instant,
-    body: Body,
+    verdict: &'static str,
+    /// The text of the event that first said the same: its body is found there, and the history has it too.
+    event: Arc<str>,
 }
 
 #[derive(Debug, Default)]
@@ -108,7 +119,7 @@ pub(super) struct Hub {
     bytes: usize,
     most: usize,
     services: BTreeMap<Arc<str>, ServiceState>,
-    tiers: BTreeMap<Arc<str>, (&'static str, Option<String>)>,
+    tiers: BTreeMap<Arc<str>, (&'static str, Option<Arc<str>>)>,
     runs: BTreeMap<RunNumber, RunState>,
     /// By command, oldest first.
     finished: BTreeMap<&'static str, VecDeque<RunNumber>>,
@@ -192,12 +203,14 @@ impl Hub {
             What::Event(body) => drop(self.keep_event(at, service, None, &body)),
             What::Looked(began, body) => {
                 let Some(service) = service else { return };
-                let state = self.services.entry(Arc::clone(&service)).or_default();
-                let news = state.looked.as_ref().is_none_or(|last| !last.body.same_snapshot(&body));
-                if news {
-                    self.keep_event(at, Some(Arc::clone(&service)), None, &body);
-                }
-                self.services.entry(service).or_default().looked = Some(LastLook { began, at, body });
+                let last = self.services.get(&service).and_then(|state| state.looked.as_ref());
+                let event = match last.filter(|last| body.is_that_of(&last.event)) {
+                    Some(last) => Arc::clone(&last.event),
+                    None => self.keep_event(at, Some(Arc::clone(&service)), None, &body),
+                };
+                let verdict = body.verdict().unwrap_or(UNKNOWN);
+                self.services.entry(service).or_default().looked =
+                    Some(LastLook { began, at, verdict, event });
             }
             What::Tier(tier, shortfall) => {
                 if let Some(service) = service {
@@ -301,7 +314,7 @@ impl Hub {
         let counted = run.map(|(number, command)| (number.0, command));
         self.metrics.count(service.as_ref(), counted, at.as_nanos(), body);
         let run = run.map(|(number, _)| self.run_id(number));
-        let json = text(&Event::new(self.seq, at, service.as_deref(), run.as_deref(), body));
+        let json: Arc<str> = Event::new(self.seq, at, service.as_deref(), run.as_deref(), body).text().into();
         self.bytes += json.len();
         self.history.push_back(Kept { seq: self.seq, service, kind: body.kind(), json: Arc::clone(&json) });
         self.shorten();
@@ -357,15 +370,16 @@ impl Hub {
 
     /// What begins a stream, or goes on after a gap.
     fn fresh(&self, missed: Option<Option<u64>>, may_see: impl Fn(&str) -> bool) -> Vec<Kept> {
-        let private = |at: Instant, service: Option<&Arc<str>>, body: &Body| Kept {
-            seq: self.seq,
-            service: service.cloned(),
-            kind: body.kind(),
-            json: text(&Event::new(self.seq, at, service.map(|name| &**name), None, body)),
-        };
-        let lagged = missed.map(|count| private(now(), None, &Body::Lagged { count }));
+        let seq = self.seq;
+        let lagged = missed.map(|count| {
+            let body = Body::Lagged { count };
+            let json = Event::new(seq, now(), None, None, &body).text().into();
+            Kept { seq, service: None, kind: body.kind(), json }
+        });
         let snapshots = self.services.iter().filter(|(name, _)| may_see(name)).filter_map(|(name, state)| {
-            state.looked.as_ref().map(|last| private(last.at, Some(name), &last.body))
+            let last = state.looked.as_ref()?;
+            let json = Event::told_again(&last.event, seq, last.at, name).into();
+            Some(Kept { seq, service: Some(Arc::clone(name)), kind: SNAPSHOT, json })
         });
         lagged.into_iter().chain(snapshots).collect()
     }
@@ -380,7 +394,7 @@ impl Hub {
             name: name.to_owned(),
             verdict: self.verdict(name).to_owned(),
             tier: tier.map_or("poll", |(tier, _)| tier).to_owned(),
-            shortfall: tier.and_then(|(_, shortfall)| shortfall.clone()),
+            shortfall: tier.and_then(|(_, shortfall)| shortfall.as_deref()).map(str::to_owned),
             looked_mono_ns: looked.map(|last| last.began.as_nanos()),
             endpoints: profile.endpoints,
             netns: profile.netns,
@@ -393,7 +407,7 @@ impl Hub {
 
     fn verdict(&self, name: &str) -> &'static str {
         let looked = self.services.get(name).and_then(|state| state.looked.as_ref());
-        looked.and_then(|last| last.body.verdict()).unwrap_or("unknown")
+        looked.map_or(UNKNOWN, |last| last.verdict)
     }
 
     /// A service with what the last look found.
@@ -401,7 +415,7 @@ impl Hub {
         let looked = self.services.get(name).and_then(|state| state.looked.as_ref());
         ServiceDocument {
             summary: self.summary(name, profile),
-            snapshot: looked.map(|last| last.body.clone()),
+            snapshot: looked.and_then(|last| Body::in_event(&last.event)),
         }
     }
 
@@ -454,11 +468,3 @@ impl Hub {
         })
     }
 }
-
-fn text(event: &Event<'_>) -> Arc<str> {
-    // Text keys and finite numbers: there is nothing in it that JSON cannot say.
-    serde_json::to_string(event).unwrap_or_else(|_| "{}".to_owned()).into()
-}
-
-#[cfg(test)]
-mod tests;

@@ -124,8 +124,9 @@ impl Witness for Teller {
     }
 
     fn tier(&mut self, tier: Tier, shortfall: Option<&str>) {
+        let shortfall: Option<Arc<str>> = shortfall.map(Arc::from);
         for name in &self.names {
-            let what = What::Tier(tier.name(), shortfall.map(str::to_owned));
+            let what = What::Tier(tier.name(), shortfall.clone());
             self.tell(crate::runtime::now(), Some(name), what);
         }
     }

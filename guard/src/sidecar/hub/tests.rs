@@ -94,6 +94,24 @@ fn a_look_that_began_before_the_question_and_ended_after_it_is_older_than_the_qu
 }
 
 #[test]
+fn a_look_that_says_the_same_is_no_event_and_keeps_its_own_moment() {
+    let mut hub = hub(10);
+    let look = |hub: &mut Hub, at: u64, count| {
+        let what = What::Looked(Instant::from_nanos(at), Body::EventsLost { count });
+        hub.take(Notice { at: Instant::from_nanos(at), service: Some("web".into()), what });
+    };
+    look(&mut hub, 1, 1);
+    look(&mut hub, 2, 1);
+    assert_eq!((hub.seq, hub.summary("web", Profile::default()).looked_mono_ns), (1, Some(2)));
+    let (events, _) = hub.read(&Cursor::Fresh { missed: None }, 10, |_| true);
+    assert!(events[0].json.contains("\"mono_ns\":2,"), "{events:?}");
+    look(&mut hub, 3, 2);
+    assert_eq!(hub.seq, 2);
+    let document = hub.service("web", Profile::default());
+    assert_eq!(document.snapshot, Some(serde_json::json!({ "type": "events_lost", "count": 2 })));
+}
+
+#[test]
 fn a_run_that_a_client_was_told_of_is_known_before_its_first_event() {
     let mut hub = hub(10);
     let web: Arc<str> = "web".into();
