@@ -1,6 +1,6 @@
 //! Who asks, and what may be asked of which service.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::config::{Config, Endpoint, Grant, Restart, ServiceConfig};
@@ -22,7 +22,7 @@ pub(super) struct Access {
     own_user: u32,
     services: BTreeMap<Arc<str>, Rights>,
     /// Those that a reload has dropped, as they were: what they began goes on, and whoever could
-    /// follow it still can. No more than the configuration ever named.
+    /// follow it still can, for as long as there is something to be told of it.
     former: BTreeMap<Arc<str>, Rights>,
 }
 
@@ -86,9 +86,11 @@ impl Access {
         Self { own_user, services, former: BTreeMap::new() }
     }
 
-    /// These rights from now on, after `before`.
-    pub(super) fn after(mut self, before: &Self) -> Self {
-        let dropped = before.former.iter().chain(&before.services);
+    /// These rights from now on, after `before`. `known`: of whom something is kept, so that it can
+    /// be told. What was dropped just now counts too: the word of that is on its way.
+    pub(super) fn after(mut self, before: &Self, known: &BTreeSet<Arc<str>>) -> Self {
+        let former = before.former.iter().filter(|(name, _)| known.contains(*name));
+        let dropped = former.chain(&before.services);
         let dropped = dropped.filter(|(name, _)| !self.services.contains_key(*name));
         self.former = dropped.map(|(name, rights)| (Arc::clone(name), rights.clone())).collect();
         self
@@ -168,14 +170,19 @@ mod tests {
     fn whoever_could_follow_a_service_follows_it_after_a_reload_has_dropped_it() {
         let config = |text| Access::new(&Config::parse(text).expect("a configuration"), 5);
         let kept = "[service.open]\nendpoints = [80]\n";
-        let reloaded = config(kept).after(&access());
+        let nothing = BTreeSet::new();
+        let reloaded = config(kept).after(&access(), &nothing);
         let seen = |access: &Access, uid| access.may_observe(&peer(uid, &[]), "closed");
         assert!(seen(&reloaded, 7) && !seen(&reloaded, 1), "as it was");
         assert!(reloaded.visible(&peer(0, &[]), "closed").is_none(), "nothing more can be asked of it");
         assert!(!reloaded.may_control(&peer(0, &[]), "closed"));
-        assert!(seen(&config(kept).after(&reloaded), 7), "another reload");
-        let back = config("[service.closed]\nendpoints = [81]\nobserve = { uid = [1] }\n").after(&reloaded);
+        let known = BTreeSet::from(["closed".into()]);
+        assert!(seen(&config(kept).after(&reloaded, &known), 7), "another reload");
+        let back =
+            config("[service.closed]\nendpoints = [81]\nobserve = { uid = [1] }\n").after(&reloaded, &known);
         assert!(seen(&back, 1) && !seen(&back, 7), "it is back with other rights");
+        let forgotten = config(kept).after(&reloaded, &nothing);
+        assert!(forgotten.former.is_empty(), "nothing is left of it that could be told");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -174,6 +174,13 @@ impl Hub {
     pub(super) fn keep(&mut self, most: NonZeroUsize) {
         self.most = most.get();
         self.shorten();
+    }
+
+    /// The services that a reader can still be told of: something of them is kept, or on its way here.
+    pub(super) fn known(&self) -> BTreeSet<Arc<str>> {
+        let kept = self.history.iter().filter_map(|kept| kept.service.as_ref());
+        let runs = self.runs.values().map(|run| &run.service);
+        kept.chain(runs).chain(self.tiers.keys()).cloned().collect()
     }
 
     /// The public name of a run.

@@ -66,8 +66,9 @@ impl Shared {
 
     /// Other rules hold from now on, for open connections too.
     pub(super) fn set_access(&self, access: Access, most_clients: usize) {
+        let known = self.hub().known();
         let mut held = unpoisoned(&self.access);
-        *held = Arc::new(access.after(&held));
+        *held = Arc::new(access.after(&held, &known));
         drop(held);
         unpoisoned(&self.clients).most = most_clients;
     }

@@ -94,6 +94,27 @@ fn a_look_that_began_before_the_question_and_ended_after_it_is_older_than_the_qu
 }
 
 #[test]
+fn a_service_is_known_while_there_is_something_to_tell_of_it() {
+    let mut hub = hub(2);
+    let (web, at): (Arc<str>, _) = ("web".into(), Instant::from_nanos(1));
+    let tell = |hub: &mut Hub, what| hub.take(Notice { at, service: Some(Arc::clone(&web)), what });
+    tell(&mut hub, What::Tier("poll", None));
+    assert!(hub.known().contains("web"), "it is guarded");
+    tell(&mut hub, What::Run(RunNumber(1), "restart", Body::step("one", None, None)));
+    tell(&mut hub, What::Forgotten);
+    (1..=2).for_each(|count| hub.take(lost(count, None)));
+    assert!(hub.known().contains("web"), "its run is under way");
+    let finished =
+        || Body::finished(std::time::Duration::ZERO, crate::runtime::Tier::Poll, "restarted", 0, None);
+    tell(&mut hub, What::Run(RunNumber(1), "restart", finished()));
+    for number in 2..300 {
+        let what = What::Run(RunNumber(number), "restart", finished());
+        hub.take(Notice { at, service: Some("other".into()), what });
+    }
+    assert!(!hub.known().contains("web"), "nothing of it is kept");
+}
+
+#[test]
 fn a_look_that_says_the_same_is_no_event_and_keeps_its_own_moment() {
     let mut hub = hub(10);
     let look = |hub: &mut Hub, at: u64, count| {
