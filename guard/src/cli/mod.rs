@@ -91,6 +91,8 @@ pub fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let given = through::Given::of(&command, &matches);
+    // With every option's description, and a sidecar lives for weeks.
+    drop((command, matches));
     start_logging(arguments.verbose);
     let verbose = arguments.verbose > 0;
     match run(arguments.command, verbose, &given) {
