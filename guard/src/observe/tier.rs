@@ -463,12 +463,23 @@ fn load(watches: &[Watch], owners: &OwnerSource, tuning: Tuning) -> Result<Bpf, 
     let ring_bytes = tuning
         .event_buffer
         .map_or(defaults.ring_bytes, |bytes| bytes.checked_next_power_of_two().unwrap_or(1 << 31));
-    let mut bpf = Bpf::load(&BpfOptions {
+    let options = BpfOptions {
         ports: watches.to_vec(),
         failed_binds: if tuning.standing { FailedBinds::WhereCheap } else { FailedBinds::AtAnyCost },
         ring_bytes,
         log: cfg!(debug_assertions),
         ..defaults
+    };
+    // The C library keeps some of what a thread has freed for that thread, until it ends.
+    let mut bpf = thread::scope(|scope| {
+        let loader = thread::Builder::new().name("load-bpf".to_owned());
+        match loader.spawn_scoped(scope, || Bpf::load(&options)) {
+            Ok(loader) => Ok(loader.join().map_err(|_| TierError::Loader)??),
+            Err(error) => {
+                debug!(%error, "no thread to load BPF on: more memory stays in use");
+                Ok::<_, TierError>(Bpf::load(&options)?)
+            }
+        }
     })?;
     if let Some(lookup) = bpf.take_owner_lookup() {
         owners.hand_over(lookup);
