@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
 
-pub use crate::kernel::memory::return_large_blocks;
+pub use crate::kernel::memory::{give_back, return_large_blocks};
 use crate::kernel::notify;
 pub use crate::kernel::notify::Notify;
 pub use crate::kernel::privileges::{give_up_capabilities, raise_descriptor_limit};

@@ -126,6 +126,8 @@ pub(super) struct Hub {
     /// The newest of each kind that is kept no more.
     forgotten: BTreeMap<&'static str, RunNumber>,
     pub(super) metrics: Metrics,
+    /// Looks that were told of, whether they said anything new or not.
+    pub(super) looks: u64,
     head: watch::Sender<u64>,
     /// Takes the runs that have ended.
     #[cfg(feature = "otlp")]
@@ -159,6 +161,7 @@ impl Hub {
             finished: BTreeMap::new(),
             forgotten: BTreeMap::new(),
             metrics: Metrics::default(),
+            looks: 0,
             head: watch::Sender::new(0),
             #[cfg(feature = "otlp")]
             traces: None,
@@ -181,6 +184,11 @@ impl Hub {
         let kept = self.history.iter().filter_map(|kept| kept.service.as_ref());
         let runs = self.runs.values().map(|run| &run.service);
         kept.chain(runs).chain(self.tiers.keys()).cloned().collect()
+    }
+
+    /// No run is under way.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.runs.values().all(|run| run.finished.is_some())
     }
 
     /// The public name of a run.
@@ -210,6 +218,7 @@ impl Hub {
             What::Event(body) => drop(self.keep_event(at, service, None, &body)),
             What::Looked(began, body) => {
                 let Some(service) = service else { return };
+                self.looks += 1;
                 let last = self.services.get(&service).and_then(|state| state.looked.as_ref());
                 let event = match last.filter(|last| body.is_that_of(&last.event)) {
                     Some(last) => Arc::clone(&last.event),

@@ -19,6 +19,12 @@ use crate::runtime::netns::NetnsError;
 use crate::runtime::units::Units;
 use crate::runtime::{RuntimeError, now, wall_clock};
 
+/// So many looks leave behind what is worth being given back.
+const MANY_LOOKS: u64 = 64;
+
+/// The looks of one reason are over by then, as a rule.
+const SETTLING: Duration = Duration::from_secs(2);
+
 /// How long the event loops may take to tell of their end.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -184,6 +190,9 @@ async fn feed(
     mut ends: tokio::sync::mpsc::UnboundedReceiver<Notice>,
     overrun: Arc<std::sync::atomic::AtomicU64>,
 ) {
+    // The file was read, and BPF may have been loaded. Many looks follow upon a reload or a loss of events.
+    let mut tidying = tokio::spawn(tidy_up(Arc::clone(&shared)));
+    let mut tidied = 0;
     // An end that did not fit comes after what was in the queue then, so after no more than a full one.
     let mut taken = 0;
     loop {
@@ -207,9 +216,32 @@ async fn feed(
                 hub.overrun(lost);
             }
             hub.take(notice);
+            if hub.looks - tidied >= MANY_LOOKS && tidying.is_finished() {
+                tidied = hub.looks;
+                tidying = tokio::spawn(tidy_up(Arc::clone(&shared)));
+            }
         }
         if lost > 0 {
             shared.engines.read().await.refresh();
+        }
+    }
+}
+
+/// Gives the kernel back what nobody needs any more, until there are few looks. While a run is under way its event loop
+/// is not to wait for the allocator.
+async fn tidy_up(shared: Arc<Shared>) {
+    let mut news = shared.hub().news();
+    loop {
+        let before = shared.hub().looks;
+        tokio::time::sleep(SETTLING).await;
+        while !shared.hub().is_quiet() {
+            if news.changed().await.is_err() {
+                return;
+            }
+        }
+        daemon::give_back();
+        if shared.hub().looks - before < MANY_LOOKS {
+            return;
         }
     }
 }

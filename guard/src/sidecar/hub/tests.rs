@@ -115,6 +115,19 @@ fn a_service_is_known_while_there_is_something_to_tell_of_it() {
 }
 
 #[test]
+fn it_is_quiet_when_no_run_is_under_way() {
+    let mut hub = hub(10);
+    assert!(hub.is_quiet());
+    hub.begun(RunNumber(1), &"web".into(), Kind::Restart, None);
+    assert!(!hub.is_quiet());
+    let finished =
+        Body::finished(std::time::Duration::ZERO, crate::runtime::Tier::Poll, "restarted", 0, None);
+    let what = What::Run(RunNumber(1), "restart", finished);
+    hub.take(Notice { at: Instant::from_nanos(9), service: Some("web".into()), what });
+    assert!(hub.is_quiet());
+}
+
+#[test]
 fn a_look_that_says_the_same_is_no_event_and_keeps_its_own_moment() {
     let mut hub = hub(10);
     let look = |hub: &mut Hub, at: u64, count| {
