@@ -6,7 +6,7 @@ use guard_tests::caller::NOBODY;
 use guard_tests::child::Child;
 use guard_tests::portguard::binary;
 use guard_tests::sidecar::{event, service};
-use guard_tests::{Caller, DEADLINE, Sidecar, Standin, World, each_tier, wait_until};
+use guard_tests::{Caller, DEADLINE, Sidecar, Standin, Tier, World, each_tier, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -17,6 +17,7 @@ each_tier!(
     a_reload_that_fails_in_one_namespace_changes_nothing_in_any,
     a_reload_that_drops_a_network_namespace_abandons_no_restart_there,
     a_service_that_a_reload_moves_is_not_restarted_twice,
+    a_thousand_services_take_some_kilobytes_each,
 );
 
 fn a_group_that_the_socket_may_not_be_given_to_is_told_with_the_way_out(world: &World) {
@@ -38,6 +39,34 @@ fn a_group_that_the_socket_may_not_be_given_to_is_told_with_the_way_out(world: &
     for words in ["to the group 4711", "CAP_CHOWN", "SocketGroup="] {
         assert!(said.contains(words), "{words}: {said}");
     }
+}
+
+/// Kilobytes that are no file's.
+fn anonymous(sidecar: &Sidecar) -> i64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", sidecar.child.id.pid)).expect("a status");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("its memory");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// There were 9 of them, and 15 after a reload: each service had its configuration several times over, a state machine
+/// that did nothing, and a compiled pattern, and what the file was read with was never given back.
+fn a_thousand_services_take_some_kilobytes_each(world: &World) {
+    // In the poll tier all of them are looked at together every second, for which room is kept.
+    let (most, most_after_reload) = if world.tier == Tier::Poll { (8, 10) } else { (4, 6) };
+    let services = |ports: std::ops::Range<u16>| -> String {
+        ports.map(|port| service(&format!("s{port}"), port, None, "")).collect()
+    };
+    let one = Sidecar::start(world, "", &services(10_000..10_001));
+    let thousand = Sidecar::start(world, "", &services(10_000..11_000));
+    let each = || (anonymous(&thousand) - anonymous(&one)) / 999;
+    let settles = |most: i64| wait_until(DEADLINE, || each() < most);
+    assert_eq!(thousand.verdict("s10999"), "free");
+    assert!(settles(most), "{} kB each\n{}", each(), thousand.child.said());
+    thousand.rewrite(&services(10_001..11_001));
+    thousand.child.signal(Signal::SIGHUP);
+    let taken_up = || thousand.get("/v1/services/s11000").code == 200;
+    assert!(wait_until(DEADLINE, taken_up), "{}", thousand.child.said());
+    assert!(settles(most_after_reload), "{} kB each\n{}", each(), thousand.child.said());
 }
 
 /// The keys of a service that is where `resident` lives.
