@@ -22,7 +22,7 @@ use crate::runtime::{RuntimeError, now, wall_clock};
 /// So many looks leave behind what is worth being given back.
 const MANY_LOOKS: u64 = 64;
 
-/// The looks of one reason are over by then, as a rule.
+/// Where nothing was told for so long, what was under way is over.
 const SETTLING: Duration = Duration::from_secs(2);
 
 /// How long the event loops may take to tell of their end.
@@ -233,11 +233,17 @@ async fn tidy_up(shared: Arc<Shared>) {
     let mut news = shared.hub().news();
     loop {
         let before = shared.hub().looks;
-        tokio::time::sleep(SETTLING).await;
-        while !shared.hub().is_quiet() {
+        while let Ok(told) = tokio::time::timeout(SETTLING, news.changed()).await {
+            if told.is_err() {
+                return;
+            }
+        }
+        if !shared.hub().is_quiet() {
+            // The next moment that may be quiet is after the next event.
             if news.changed().await.is_err() {
                 return;
             }
+            continue;
         }
         daemon::give_back();
         if shared.hub().looks - before < MANY_LOOKS {
