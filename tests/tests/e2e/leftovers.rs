@@ -70,7 +70,7 @@ fn time_wait_of_strict(world: &World) {
     let port = world.port();
     leave(world.standin("--time-wait --exit-when-ready --strict").listen("127.0.0.1", port));
     assert!(!world.netns.bindable("127.0.0.1", port), "a TIME_WAIT socket in the way");
-    let finished = world.free(port).address("127.0.0.1").matching("standin").timeout("700ms").run().expect(1);
+    let finished = world.free(port).address("127.0.0.1").matching("standin").timeout("2s").run().expect(1);
     lists_time_wait(&finished);
 }
 
@@ -82,7 +82,7 @@ fn time_wait_against_strict_bind(world: &World) {
         .address("127.0.0.1")
         .matching("standin")
         .arg("--strict-bind")
-        .timeout("700ms")
+        .timeout("2s")
         .run()
         .expect(1);
     lists_time_wait(&finished);
