@@ -334,7 +334,9 @@ mod at_once {
             let mut alike: BTreeMap<_, Vec<&Placed>> = BTreeMap::new();
             for one in &placed {
                 let (_, row, ..) = one;
-                alike.entry((row.binds, row.v6only, row.is_free(strict))).or_default().push(one);
+                // Nor is a socket probed for beside others that this kernel does not list.
+                let unseen = row.standin.contains("--bind-only") && bound_only_is_unseen();
+                alike.entry((row.binds, row.v6only, unseen, row.is_free(strict))).or_default().push(one);
             }
             for (&(.., free), placed) in &alike {
                 together(world, caller, placed, strict, free);
