@@ -200,7 +200,7 @@ impl Scope<'_> {
 /// The scenarios that every kernel plays, in every tier that it has: those whose outcome is the kernel's own rules for
 /// binding, leaving and destroying sockets, and what it shows of sockets and processes. What is left to
 /// `--all-scenarios` is portguard's own doing (commands, sidecar, configuration, reports), which no kernel changes.
-const EVERYWHERE: [&str; 10] = [
+const EVERYWHERE: [&str; 12] = [
     "binds::",
     "conflicts::at_once::",
     "evicting::",
@@ -211,6 +211,9 @@ const EVERYWHERE: [&str; 10] = [
     "tiers::",
     NOT_EMULATED[0],
     NOT_EMULATED[1],
+    // A minute of waiting is ten seconds of an emulator's work.
+    "--skip",
+    "::slow_",
 ];
 
 /// What no guest plays. `--tier auto` settles on *unknown* after a second, and an emulated processor may take longer than
