@@ -12,10 +12,20 @@ use guard_core::gate::{Fact, Hint};
 use guard_core::model::{Instant, Port, Snapshot, SocketCookie};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tracing::trace;
+use tracing::{debug, trace};
 
 use super::tier::Watched;
 use crate::kernel::sock_diag::{Announced, DestroyedSockets, Drained, SockDiagError};
+
+/// For so many ports the system's default has room.
+const FEW_PORTS: usize = 32;
+
+/// What one port's share of the receive buffer is beyond that: a look at all of them ends with each one's probe, which is
+/// announced like any other socket, and whoever is told that something was lost has to look again.
+const PORT_BYTES: usize = 4096;
+
+/// No more than this, however many ports.
+const MOST_BYTES: usize = 8 * 1024 * 1024;
 
 /// A subscription in the event loop.
 #[derive(Debug)]
@@ -23,6 +33,8 @@ pub(super) struct NetlinkSource {
     destroyed: AsyncFd<DestroyedFd>,
     /// The ports on which the end of connections is wanted too.
     connections: BTreeSet<Port>,
+    /// What was asked for as the receive buffer.
+    asked: Option<usize>,
     /// The sockets without a peer that the last look at their port found.
     known: BTreeMap<SocketCookie, Port>,
 }
@@ -51,18 +63,24 @@ impl NetlinkSource {
     /// Needs a running tokio reactor. `buffer` asks for that many bytes of
     /// receive buffer.
     pub(super) fn new(watched: &[Watched], buffer: Option<u32>) -> Result<Self, NetlinkError> {
-        let bytes = buffer.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        let asked = buffer.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        let bytes = asked.or_else(|| room(watched));
         let destroyed = DestroyedFd(DestroyedSockets::subscribe(&announced(watched), bytes)?);
         // SAFETY: the subscription owns its descriptor, keeps it for its whole life and always names the same one.
         let destroyed = unsafe { AsyncFd::register_with_interest(destroyed, Interest::READABLE) }
             .map_err(io::Error::from)?;
-        Ok(Self { destroyed, connections: with_connections(watched), known: BTreeMap::new() })
+        Ok(Self { destroyed, connections: with_connections(watched), asked, known: BTreeMap::new() })
     }
 
     /// Listens to these ports from now on, and no others.
     pub(super) fn watch(&mut self, watched: &[Watched]) -> Result<(), NetlinkError> {
         self.destroyed.get_ref().0.listen_to(&announced(watched))?;
         self.connections = with_connections(watched);
+        if let (None, Some(bytes)) = (self.asked, room(watched))
+            && let Err(error) = self.destroyed.get_ref().0.make_room(bytes)
+        {
+            debug!(%error, "some announcements may be lost, which leads to another look");
+        }
         Ok(())
     }
 
@@ -87,7 +105,7 @@ impl NetlinkSource {
     ) -> Result<(), NetlinkError> {
         // Cleared first: what arrives during the drain makes it ready again.
         self.destroyed.readable_mut().await?.clear_ready();
-        let Self { destroyed, connections, known } = self;
+        let Self { destroyed, connections, known, .. } = self;
         let drained = destroyed.get_mut().0.drain(|socket| {
             trace!(?socket, "destroyed");
             let is_known = socket.cookie.is_some_and(|cookie| known.remove(&cookie).is_some());
@@ -107,6 +125,11 @@ impl NetlinkSource {
         }
         Ok(())
     }
+}
+
+/// `None`: as much as the system gives.
+fn room(watched: &[Watched]) -> Option<usize> {
+    (watched.len() > FEW_PORTS).then(|| watched.len().saturating_mul(PORT_BYTES).min(MOST_BYTES))
 }
 
 fn announced(watched: &[Watched]) -> Vec<Announced> {

@@ -60,7 +60,7 @@ fn a_thousand_services_take_some_kilobytes_each(world: &World) {
     let thousand = Sidecar::start(world, "", &services(10_000..11_000));
     let each = || (anonymous(&thousand) - anonymous(&one)) / 999;
     let settles = |most: i64| wait_until(DEADLINE, || each() < most);
-    assert_eq!(thousand.verdict("s10999"), "free");
+    assert!(wait_until(DEADLINE, || thousand.verdict("s10999") == "free"), "{}", thousand.child.said());
     assert!(settles(most), "{} kB each\n{}", each(), thousand.child.said());
     thousand.rewrite(&services(10_001..11_001));
     thousand.child.signal(Signal::SIGHUP);

@@ -86,10 +86,7 @@ impl DestroyedSockets {
         };
         let mut socket = NetlinkSocket::new(NETLINK_SOCK_DIAG).map_err(failed)?;
         if let Some(bytes) = receive_bytes {
-            // The kernel doubles it for its own bookkeeping.
-            setsockopt(&socket, sockopt::RcvBufForce, &bytes)
-                .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &bytes))
-                .map_err(|errno| failed(errno.into()))?;
+            size_buffer(&socket, bytes).map_err(|errno| failed(errno.into()))?;
         }
         // The filter comes first: nothing unfiltered is ever queued.
         attach_filter(&socket, &filter(ports)).map_err(failed)?;
@@ -110,6 +107,17 @@ impl DestroyedSockets {
     pub fn listen_to(&self, ports: &[Announced]) -> Result<(), SockDiagError> {
         let failed = |source| SockDiagError::Failed { operation: "subscribing to", source };
         attach_filter(&self.socket, &filter(ports)).map_err(failed)
+    }
+
+    /// Sizes the receive buffer as [`DestroyedSockets::subscribe`] does.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; then it is as large as before.
+    pub fn make_room(&self, receive_bytes: usize) -> Result<(), SockDiagError> {
+        let failed =
+            |errno: Errno| SockDiagError::Failed { operation: "making room for", source: errno.into() };
+        size_buffer(&self.socket, receive_bytes).map_err(failed)
     }
 
     /// Reads every waiting announcement, oldest first. Never blocks. A message
@@ -197,6 +205,11 @@ fn attach_filter(socket: &NetlinkSocket, program: &[libc::sock_filter]) -> io::R
         )
     };
     Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
+/// The kernel doubles it for its own bookkeeping.
+fn size_buffer(socket: &NetlinkSocket, bytes: usize) -> nix::Result<()> {
+    setsockopt(socket, sockopt::RcvBufForce, &bytes).or_else(|_| setsockopt(socket, sockopt::RcvBuf, &bytes))
 }
 
 #[cfg(test)]
