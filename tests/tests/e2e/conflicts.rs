@@ -3,7 +3,7 @@
 //! judge; every tier has to say the same, and to name the same holders. Whoever may not see an
 //! owner says `unknown`, never free.
 //!
-//! `at_once` plays all rows together, with one portguard for all services that bind the same: an eighth of the
+//! `at_once` plays all rows together, with one portguard for all services that bind the same: a fifth of the
 //! processes, for machines on which they start slowly. What it cannot show is a row that is right only beside others.
 
 use guard_tests::caller::{Caller, NOBODY};
