@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::vm::guest::{Manifest, Step};
 use crate::vm::image::{BIN, Content, EXAMPLES};
 use crate::vm::kernel::Kernel;
+use crate::vm::series;
 
 /// Situations in which the features are asked for: headings of the pages with what is expected.
 pub(crate) const ROOT: &str = "as root";
@@ -183,7 +184,7 @@ impl Scope<'_> {
                 match self {
                     Self::Core => {
                         steps.push(step(UNIT, "/bin/unit", &[DOORS]));
-                        steps.push(step("e2e", "/bin/e2e", &EVERYWHERE));
+                        steps.push(step("e2e", "/bin/e2e", &core(machine)));
                     }
                     Self::All => {
                         steps.push(step(UNIT, "/bin/unit", &[DOORS]));
@@ -200,11 +201,10 @@ impl Scope<'_> {
 /// The scenarios that every kernel plays, in every tier that it has: those whose outcome is the kernel's own rules for
 /// binding, leaving and destroying sockets, and what it shows of sockets and processes. What is left to
 /// `--all-scenarios` is portguard's own doing (commands, sidecar, configuration, reports), which no kernel changes.
-const EVERYWHERE: [&str; 12] = [
+const EVERYWHERE: [&str; 11] = [
     "binds::",
     "conflicts::at_once::",
     "evicting::",
-    "failure_modes::",
     "leftovers::",
     "owners::",
     "pid_reuse::",
@@ -215,6 +215,9 @@ const EVERYWHERE: [&str; 12] = [
     "--skip",
     "::slow_",
 ];
+
+/// Those that the oldest and the newest kernel play besides: what is true on both is hardly false between.
+const AT_BOTH_ENDS: [&str; 1] = ["failure_modes::"];
 
 /// What no guest plays. `--tier auto` settles on *unknown* after a second, and an emulated processor may take longer than
 /// that to load BPF programs, which would have told.
@@ -228,6 +231,12 @@ const NEEDS_SYSTEMD: &str = "systemd::";
 
 /// Those that show that the lower tiers give the same verdicts where BPF is refused.
 const WITHOUT_BPF: [&str; 3] = ["evicting::", "--skip", "::ebpf"];
+
+fn core(machine: &Machine) -> Vec<&'static str> {
+    let ends = [series::ALL.first(), series::ALL.last()];
+    let more: &[&str] = if ends.contains(&Some(&machine.kernel.series)) { &AT_BOTH_ENDS } else { &[] };
+    [&EVERYWHERE[..], more].concat()
+}
 
 fn features(situation: &str) -> Step {
     step(&format!("{FEATURES}{situation}"), "/bin/probe", &[])
