@@ -304,7 +304,7 @@ pub(super) async fn free(
         }
         Err(why) => {
             complain(&format!("cannot free {name}: {why}; {alone}"));
-            return Ok(Exit::Unknown);
+            return Ok(if why.is_denied() { Exit::NotPermitted } else { Exit::Unknown });
         }
     };
     let through = Through::new(served.name(), served.socket(), served.tier());

@@ -73,6 +73,11 @@ impl Unfit {
     pub const fn is_absence(&self) -> bool {
         matches!(self, Self::Client(ClientError::Absent { .. }))
     }
+
+    /// The socket is not for this user.
+    pub const fn is_denied(&self) -> bool {
+        matches!(self, Self::Client(ClientError::Denied { .. }))
+    }
 }
 
 /// A service of a running sidecar.

@@ -38,21 +38,27 @@ pub enum LookError {
 }
 
 /// The kernel walks its whole hash table for each dump, whatever port is asked for: for more ports than
-/// these, all sockets are read at once.
+/// these, a look that no run waits for reads all sockets at once.
 const FEW: usize = 16;
+
+/// [`read_table`] for many ports, in one walk. Where sockets come and go meanwhile it is more likely to miss
+/// one than a walk for each port, whose answer is one message: nobody is ended on its word.
+fn read_table_at_once(ports: &[Port]) -> Result<Vec<Socket>, LookError> {
+    let wanted = ports.iter().copied().collect();
+    match SockDiag::open().and_then(|mut diag| diag.dump_any(&wanted)) {
+        Ok(mut sockets) => {
+            sockets.retain(lasts);
+            Ok(sockets)
+        }
+        Err(_) => read_table(ports),
+    }
+}
 
 /// The sockets on `ports`, from `sock_diag` where the kernel has it, else from
 /// `/proc/net/tcp` and `/proc/net/tcp6`, which show neither cookies nor
 /// bound-only sockets.
 pub fn read_table(ports: &[Port]) -> Result<Vec<Socket>, LookError> {
     let mut diag = SockDiag::open();
-    if ports.len() > FEW
-        && let Ok(diag) = &mut diag
-        && let Ok(mut sockets) = diag.dump_any(&ports.iter().copied().collect())
-    {
-        sockets.retain(lasts);
-        return Ok(sockets);
-    }
     let mut sockets = Vec::new();
     for &port in ports {
         let dumped = match &mut diag {
@@ -86,11 +92,13 @@ fn snapshot(
     wanted: &Wanted,
     learned: &mut Learned,
     source: &OwnerSource,
+    standing: bool,
     now: fn() -> Instant,
 ) -> Result<Snapshot, LookError> {
     let begun = now();
     let ports = if wanted.ports.is_empty() { all_ports } else { &wanted.ports };
-    let mut table = read_table(ports)?;
+    let at_once = standing && ports.len() > FEW;
+    let mut table = if at_once { read_table_at_once(ports) } else { read_table(ports) }?;
     let inodes: BTreeSet<SocketInode> = table.iter().filter_map(|socket| socket.inode).collect();
     let mut evidence = Evidence::default();
     let ownership = source.owners(&inodes, &mut evidence);
@@ -163,32 +171,32 @@ impl Looker {
     /// Starts the thread, which asks `source` for owners. It lives in the network
     /// namespace of the caller and ends with this value.
     pub fn start(ports: Vec<Port>, source: OwnerSource, now: fn() -> Instant) -> Result<Self, LookError> {
-        Self::spawn(ports, source, now, || {})
+        Self::spawn(ports, source, false, now)
     }
 
     /// The same for looks that no run waits for: the thread takes the processor from
     /// nobody who waits for a port, clients among them.
     pub fn start_standing(source: OwnerSource, now: fn() -> Instant) -> Result<Self, LookError> {
-        Self::spawn(Vec::new(), source, now, || {
-            stand_back().unwrap_or_else(|error| debug!(%error, "looks compete with those who wait"));
-        })
+        Self::spawn(Vec::new(), source, true, now)
     }
 
     fn spawn(
         ports: Vec<Port>,
         source: OwnerSource,
+        standing: bool,
         now: fn() -> Instant,
-        settle: fn(),
     ) -> Result<Self, LookError> {
         let (requests, inbox) = std_mpsc::channel::<(u64, Wanted)>();
         let (outbox, answers) = mpsc::unbounded_channel();
         thread::Builder::new()
             .name("look".to_owned())
             .spawn(move || {
-                settle();
+                if standing {
+                    stand_back().unwrap_or_else(|error| debug!(%error, "looks compete with those who wait"));
+                }
                 let mut learned = Learned::default();
                 while let Ok((number, wanted)) = inbox.recv() {
-                    let fact = match snapshot(&ports, &wanted, &mut learned, &source, now) {
+                    let fact = match snapshot(&ports, &wanted, &mut learned, &source, standing, now) {
                         Ok(snapshot) => Fact::SnapshotTaken(snapshot),
                         Err(error) => Fact::SnapshotFailed(error.to_string()),
                     };

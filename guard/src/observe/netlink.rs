@@ -17,7 +17,7 @@ use tracing::{debug, trace};
 use super::tier::Watched;
 use crate::kernel::sock_diag::{Announced, DestroyedSockets, Drained, SockDiagError};
 
-/// For so many ports the system's default has room.
+/// For so many ports the system's default has room, whatever that is.
 const FEW_PORTS: usize = 32;
 
 /// What one port's share of the receive buffer is beyond that: a look at all of them ends with each one's probe, which is
@@ -64,23 +64,31 @@ impl NetlinkSource {
     /// receive buffer.
     pub(super) fn new(watched: &[Watched], buffer: Option<u32>) -> Result<Self, NetlinkError> {
         let asked = buffer.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-        let bytes = asked.or_else(|| room(watched));
-        let destroyed = DestroyedFd(DestroyedSockets::subscribe(&announced(watched), bytes)?);
+        let destroyed = DestroyedFd(DestroyedSockets::subscribe(&announced(watched), asked)?);
         // SAFETY: the subscription owns its descriptor, keeps it for its whole life and always names the same one.
         let destroyed = unsafe { AsyncFd::register_with_interest(destroyed, Interest::READABLE) }
             .map_err(io::Error::from)?;
-        Ok(Self { destroyed, connections: with_connections(watched), asked, known: BTreeMap::new() })
+        let source =
+            Self { destroyed, connections: with_connections(watched), asked, known: BTreeMap::new() };
+        source.make_room(watched);
+        Ok(source)
+    }
+
+    fn make_room(&self, watched: &[Watched]) {
+        if self.asked.is_some() || watched.len() <= FEW_PORTS {
+            return;
+        }
+        let bytes = watched.len().saturating_mul(PORT_BYTES).min(MOST_BYTES);
+        if let Err(error) = self.destroyed.get_ref().0.make_room(bytes) {
+            debug!(%error, "some announcements may be lost, which leads to another look");
+        }
     }
 
     /// Listens to these ports from now on, and no others.
     pub(super) fn watch(&mut self, watched: &[Watched]) -> Result<(), NetlinkError> {
         self.destroyed.get_ref().0.listen_to(&announced(watched))?;
         self.connections = with_connections(watched);
-        if let (None, Some(bytes)) = (self.asked, room(watched))
-            && let Err(error) = self.destroyed.get_ref().0.make_room(bytes)
-        {
-            debug!(%error, "some announcements may be lost, which leads to another look");
-        }
+        self.make_room(watched);
         Ok(())
     }
 
@@ -125,11 +133,6 @@ impl NetlinkSource {
         }
         Ok(())
     }
-}
-
-/// `None`: as much as the system gives.
-fn room(watched: &[Watched]) -> Option<usize> {
-    (watched.len() > FEW_PORTS).then(|| watched.len().saturating_mul(PORT_BYTES).min(MOST_BYTES))
 }
 
 fn announced(watched: &[Watched]) -> Vec<Announced> {

@@ -130,19 +130,13 @@ pub fn parse_user(text: &str) -> Result<Uid, String> {
     }
 }
 
-/// A regular expression rule. Each copy is compiled when it is first asked, in some microseconds: compiled, it takes
-/// a hundred times the memory of its text, and most of what a sidecar guards is never held against it.
-#[derive(Debug)]
+/// A regular expression rule. It is compiled once, for all its copies, when one of them is first asked: compiled, it
+/// takes a hundred times the memory of its text, and most of what a sidecar guards is never held against it.
+#[derive(Clone, Debug)]
 pub struct Regex {
     text: Arc<str>,
     /// `None`: it cannot be compiled, which was tried before.
-    compiled: OnceLock<Option<Box<regex_lite::Regex>>>,
-}
-
-impl Clone for Regex {
-    fn clone(&self) -> Self {
-        Self { text: Arc::clone(&self.text), compiled: OnceLock::new() }
-    }
+    compiled: Arc<OnceLock<Option<regex_lite::Regex>>>,
 }
 
 impl FromStr for Regex {
@@ -156,13 +150,13 @@ impl FromStr for Regex {
                         that is --any-owner, or any-owner = true"
                 .to_owned());
         }
-        Ok(Self { text: text.into(), compiled: OnceLock::new() })
+        Ok(Self { text: text.into(), compiled: Arc::default() })
     }
 }
 
 impl Pattern for Regex {
     fn is_match(&self, text: &str) -> bool {
-        let compiled = self.compiled.get_or_init(|| regex_lite::Regex::new(&self.text).ok().map(Box::new));
+        let compiled = self.compiled.get_or_init(|| regex_lite::Regex::new(&self.text).ok());
         compiled.as_ref().is_some_and(|regex| regex.is_match(text))
     }
 

@@ -112,7 +112,7 @@ async fn service(shared: &Shared, peer: &Peer, name: &str, query: Option<&str>) 
 }
 
 /// Begins a run that ends processes.
-async fn begin(shared: &Shared, peer: &Peer, name: &str, kind: Kind) -> Answer {
+async fn begin(shared: &Arc<Shared>, peer: &Peer, name: &str, kind: Kind) -> Answer {
     let access = shared.access();
     let Some(name) = access.visible(peer, name) else { return not_found() };
     // Whoever may restart a service may not leave it stopped.
@@ -128,29 +128,42 @@ async fn begin(shared: &Shared, peer: &Peer, name: &str, kind: Kind) -> Answer {
         let message = format!("uid {} may not {} {name}: {why}", peer.uid, kind.name());
         return problem(StatusCode::FORBIDDEN, "forbidden", message);
     }
-    let place = shared.engines.read().await.place_of(&name);
-    let elsewhere = shared.hub().under_way_elsewhere(&name, place.as_ref());
-    if let Some((number, kind)) = elsewhere {
-        // A reload has moved the service to another event loop, which knows nothing of that run.
-        return refusal(shared, &Refused::Other(number, kind));
-    }
     let (reply, answer) = oneshot::channel();
     let service = Arc::clone(&name);
     let asked = if free { Ask::Free { service, reply } } else { Ask::Restart { service, reply } };
-    if !ask(shared, &name, asked).await {
-        return unavailable("the event loop of this service has too much to do, or has ended");
-    }
-    match answer.await {
+    let place = {
+        // One reading: a reload must not move the service between the check and the question.
+        let engines = shared.engines.read().await;
+        let place = engines.place_of(&name);
+        let elsewhere = shared.hub().under_way_elsewhere(&name, place.as_ref());
+        if let Some((number, kind)) = elsewhere {
+            // A reload has moved the service to another event loop, which knows nothing of that run.
+            return refusal(shared, &Refused::Other(number, kind));
+        }
+        if engines.of(&name).is_none_or(|requests| requests.try_send(asked).is_err()) {
+            return unavailable("the event loop of this service has too much to do, or has ended");
+        }
+        place
+    };
+    // Where the run goes on is kept whether the client stays or not.
+    let told = Arc::clone(shared);
+    let answered = tokio::spawn(async move {
+        let answer = answer.await;
+        if let Ok(Ok(ticket)) = &answer {
+            told.hub().begun(ticket.number, &name, kind, place);
+        }
+        (name, answer)
+    });
+    let ended = || unavailable("the event loop of this service has ended");
+    let Ok((name, answer)) = answered.await else { return ended() };
+    match answer {
         Ok(Ok(ticket)) => {
-            let mut hub = shared.hub();
-            hub.begun(ticket.number, &name, kind, place);
-            let run = hub.run_id(ticket.number);
-            drop(hub);
+            let run = shared.hub().run_id(ticket.number);
             let accepted = RunAccepted { service: name.to_string(), run, joined: ticket.joined };
             json(StatusCode::ACCEPTED, &accepted)
         }
         Ok(Err(refused)) => refusal(shared, &refused),
-        Err(_) => unavailable("the event loop of this service has ended"),
+        Err(_) => ended(),
     }
 }
 

@@ -22,8 +22,11 @@ use crate::runtime::{RuntimeError, now, wall_clock};
 /// So many looks leave behind what is worth being given back.
 const MANY_LOOKS: u64 = 64;
 
-/// Where nothing was told for so long, what was under way is over.
+/// Where nothing was told for so long after the start, what was under way is over.
 const SETTLING: Duration = Duration::from_secs(2);
+
+/// The same later: in the poll tier many looks never end.
+const SETTLING_LATER: Duration = Duration::from_secs(8);
 
 /// How long the event loops may take to tell of their end.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -191,7 +194,7 @@ async fn feed(
     overrun: Arc<std::sync::atomic::AtomicU64>,
 ) {
     // The file was read, and BPF may have been loaded. Many looks follow upon a reload or a loss of events.
-    let mut tidying = tokio::spawn(tidy_up(Arc::clone(&shared)));
+    let mut tidying = tokio::spawn(tidy_up(Arc::clone(&shared), SETTLING));
     let mut tidied = 0;
     // An end that did not fit comes after what was in the queue then, so after no more than a full one.
     let mut taken = 0;
@@ -218,7 +221,7 @@ async fn feed(
             hub.take(notice);
             if hub.looks - tidied >= MANY_LOOKS && tidying.is_finished() {
                 tidied = hub.looks;
-                tidying = tokio::spawn(tidy_up(Arc::clone(&shared)));
+                tidying = tokio::spawn(tidy_up(Arc::clone(&shared), SETTLING_LATER));
             }
         }
         if lost > 0 {
@@ -227,26 +230,21 @@ async fn feed(
     }
 }
 
-/// Gives the kernel back what nobody needs any more, until there are few looks. While a run is under way its event loop
-/// is not to wait for the allocator.
-async fn tidy_up(shared: Arc<Shared>) {
+/// Gives the kernel back what nobody needs any more, once nothing was told for that long. While a run that the hub has
+/// heard of is under way, its event loop is not to wait for the allocator.
+async fn tidy_up(shared: Arc<Shared>, settling: Duration) {
     let mut news = shared.hub().news();
     loop {
-        let before = shared.hub().looks;
-        while let Ok(told) = tokio::time::timeout(SETTLING, news.changed()).await {
+        while let Ok(told) = tokio::time::timeout(settling, news.changed()).await {
             if told.is_err() {
                 return;
             }
         }
-        if !shared.hub().is_quiet() {
-            // The next moment that may be quiet is after the next event.
-            if news.changed().await.is_err() {
-                return;
-            }
-            continue;
+        if shared.hub().is_quiet() {
+            return daemon::give_back();
         }
-        daemon::give_back();
-        if shared.hub().looks - before < MANY_LOOKS {
+        // The next moment that may be quiet is after the next event.
+        if news.changed().await.is_err() {
             return;
         }
     }

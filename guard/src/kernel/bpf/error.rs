@@ -169,8 +169,9 @@ impl BpfError {
     /// What to tell when both kinds of tracepoint were tried, one after the other. What a locked down kernel refuses has
     /// many faces, missing files among them, and one cause.
     pub(super) fn neither_way(raw: Self, classic: Self, no_lockdown: &Answer) -> Self {
+        let ours = matches!(raw, Self::Rejected { .. });
         let neither = Self::NeitherWay { raw: Box::new(raw), classic: Box::new(classic) };
-        if !matches!(no_lockdown, Answer::No { .. }) {
+        if ours || !matches!(no_lockdown, Answer::No { .. }) {
             return neither;
         }
         Self::Denied {
@@ -178,6 +179,16 @@ impl BpfError {
             subject: "the BPF programs".into(),
             capability: advice(no_lockdown),
             source: Source::new(neither),
+        }
+    }
+
+    /// The program, or what it was asked for, is at fault, and not this machine.
+    #[cfg(test)]
+    pub(crate) fn is_a_fault(&self) -> bool {
+        match self {
+            Self::Rejected { .. } | Self::Failed { .. } | Self::Option { .. } => true,
+            Self::NeitherWay { raw, .. } => raw.is_a_fault(),
+            _ => false,
         }
     }
 
@@ -230,19 +241,26 @@ impl Verdict {
     /// What the verifier's log tells. Its errno does not: it answers EACCES to a fault in a program, which is no matter of
     /// permission.
     fn by_log(log: &str, no_lockdown: &Answer) -> Option<Self> {
-        if lacks_memory_helper(log) && !matches!(no_lockdown, Answer::Yes) {
+        let locked = matches!(no_lockdown, Answer::No { .. });
+        // Some machines never had the older helper.
+        if (lacks(log, MEMORY_HELPER) && !matches!(no_lockdown, Answer::Yes))
+            || (lacks(log, OLD_MEMORY_HELPER) && locked)
+        {
             return Some(Self::Denied(advice(no_lockdown)));
         }
         judgement(log).map(|judgement| Self::Rejected(judgement.to_owned()))
     }
 }
 
-/// A locked down kernel does not offer the helper that reads its memory, so the verifier does not know it. The loader, which
-/// finds it missing, puts the older one in its place; that is missing too. A line with `call` is the verifier's walk
-/// through the program, which shows that the helper is there.
-fn lacks_memory_helper(log: &str) -> bool {
-    let names = ["bpf_probe_read_kernel#", "bpf_probe_read#"];
-    log.lines().any(|line| names.iter().any(|name| line.contains(name)) && !line.contains("call "))
+/// A locked down kernel does not offer the helper that reads its memory, so the verifier does not know it.
+const MEMORY_HELPER: &str = "bpf_probe_read_kernel#";
+
+/// The loader, which finds that one missing, puts this one in its place; that is missing too.
+const OLD_MEMORY_HELPER: &str = "bpf_probe_read#";
+
+/// A line with `call` is the verifier's walk through the program, which shows that the helper is there.
+fn lacks(log: &str, helper: &str) -> bool {
+    log.lines().any(|line| line.contains(helper) && !line.contains("call "))
 }
 
 /// The verifier's last words before its statistics; `None` when it was not asked or said nothing.

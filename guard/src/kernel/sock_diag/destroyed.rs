@@ -14,7 +14,7 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket as NetlinkSocket, SocketAddr};
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
 use super::{NEEDS_DIAG, SockDiagError, row};
 
@@ -109,12 +109,16 @@ impl DestroyedSockets {
         attach_filter(&self.socket, &filter(ports)).map_err(failed)
     }
 
-    /// Sizes the receive buffer as [`DestroyedSockets::subscribe`] does.
+    /// Gives the receive buffer this size, unless it is that large already.
     ///
     /// # Errors
     ///
     /// When the kernel refuses; then it is as large as before.
     pub fn make_room(&self, receive_bytes: usize) -> Result<(), SockDiagError> {
+        // The kernel tells it doubled.
+        if getsockopt(&self.socket, sockopt::RcvBuf).is_ok_and(|bytes| bytes / 2 >= receive_bytes) {
+            return Ok(());
+        }
         let failed =
             |errno: Errno| SockDiagError::Failed { operation: "making room for", source: errno.into() };
         size_buffer(&self.socket, receive_bytes).map_err(failed)

@@ -3,7 +3,6 @@ use std::collections::VecDeque;
 use guard_core::model::StartTime;
 
 use super::*;
-use crate::kernel::bpf::BpfError;
 use crate::kernel::sandbox::{REUSE, Sleeper, inode_of, listening, netns_alone, skip};
 
 const SOCKET: SocketInode = SocketInode(7);
@@ -101,7 +100,7 @@ fn both_sources_name_the_same_owners() {
         let source = OwnerSource::default();
         match OwnerLookup::load() {
             Ok(lookup) => source.hand_over(lookup),
-            Err(error @ (BpfError::Rejected { .. } | BpfError::Failed { .. } | BpfError::Option { .. })) => {
+            Err(error) if error.is_a_fault() => {
                 panic!("{error}")
             }
             Err(error) => return skip(NAME, &error.to_string()),

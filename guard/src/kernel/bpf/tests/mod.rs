@@ -172,7 +172,7 @@ const LIFE: [&str; 3] = ["CLOSE>LISTEN", "LISTEN>CLOSE", "released"];
 fn or_skip<T>(test: &str, outcome: Result<T, BpfError>) -> Option<T> {
     match outcome {
         Ok(value) => Some(value),
-        Err(error @ (BpfError::Rejected { .. } | BpfError::Failed { .. } | BpfError::Option { .. })) => {
+        Err(error) if error.is_a_fault() => {
             panic!("{error}")
         }
         Err(error @ BpfError::Tracefs(TracefsError::Mismatch { .. })) => panic!("{error}"),
