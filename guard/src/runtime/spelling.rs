@@ -130,8 +130,8 @@ pub fn parse_user(text: &str) -> Result<Uid, String> {
     }
 }
 
-/// A regular expression rule. It is compiled once, for all its copies, when one of them is first asked: compiled, it
-/// takes a hundred times the memory of its text, and most of what a sidecar guards is never held against it.
+/// A regular expression rule. It is compiled once, for all its copies, when one of them is first asked: compiled it takes
+/// far more memory than its text, and most of what a sidecar guards is never held against it.
 #[derive(Clone, Debug)]
 pub struct Regex {
     text: Arc<str>,

@@ -72,6 +72,45 @@ const IN_USE: [bool; 2] = [false, false];
 /// Free for a service with `SO_REUSEADDR`.
 const SHARED: [bool; 2] = [true, false];
 
+/// Plays the `check` of the module, by whoever sees everything and by whoever does not.
+macro_rules! in_each_tier {
+    () => {
+        fn anybody(world: &World) {
+            check(world, &Caller::default());
+        }
+
+        fn nobody(world: &World) {
+            check(world, &Caller::user(NOBODY));
+        }
+
+        #[test]
+        fn ebpf() {
+            play(module_path!(), Tier::Ebpf, anybody);
+        }
+
+        #[test]
+        fn netlink() {
+            play(module_path!(), Tier::Netlink, anybody);
+        }
+
+        #[test]
+        fn poll() {
+            play(module_path!(), Tier::Poll, anybody);
+        }
+
+        /// An ordinary user has no BPF.
+        #[test]
+        fn unprivileged_netlink() {
+            play(concat!(module_path!(), "::unprivileged"), Tier::Netlink, nobody);
+        }
+
+        #[test]
+        fn unprivileged_poll() {
+            play(concat!(module_path!(), "::unprivileged"), Tier::Poll, nobody);
+        }
+    };
+}
+
 macro_rules! table {
     ($(fn $name:ident() = $row:expr;)+) => {
         const TABLE: &[(&str, Row)] = &[$((stringify!($name), $row)),+];
@@ -82,39 +121,11 @@ macro_rules! table {
 
             const ROW: Row = $row;
 
-            fn anybody(world: &World) {
-                ROW.check(world, &Caller::default());
+            fn check(world: &World, caller: &Caller) {
+                ROW.check(world, caller);
             }
 
-            fn nobody(world: &World) {
-                ROW.check(world, &Caller::user(NOBODY));
-            }
-
-            #[test]
-            fn ebpf() {
-                play(module_path!(), Tier::Ebpf, anybody);
-            }
-
-            #[test]
-            fn netlink() {
-                play(module_path!(), Tier::Netlink, anybody);
-            }
-
-            #[test]
-            fn poll() {
-                play(module_path!(), Tier::Poll, anybody);
-            }
-
-            /// An ordinary user has no BPF.
-            #[test]
-            fn unprivileged_netlink() {
-                play(concat!(module_path!(), "::unprivileged"), Tier::Netlink, nobody);
-            }
-
-            #[test]
-            fn unprivileged_poll() {
-                play(concat!(module_path!(), "::unprivileged"), Tier::Poll, nobody);
-            }
+            in_each_tier!();
         }
         )+
     };
@@ -288,38 +299,7 @@ mod at_once {
     /// A row on its port.
     type Placed = (&'static str, &'static Row, u16, Standin);
 
-    fn anybody(world: &World) {
-        check(world, &Caller::default());
-    }
-
-    fn nobody(world: &World) {
-        check(world, &Caller::user(NOBODY));
-    }
-
-    #[test]
-    fn ebpf() {
-        play(module_path!(), Tier::Ebpf, anybody);
-    }
-
-    #[test]
-    fn netlink() {
-        play(module_path!(), Tier::Netlink, anybody);
-    }
-
-    #[test]
-    fn poll() {
-        play(module_path!(), Tier::Poll, anybody);
-    }
-
-    #[test]
-    fn unprivileged_netlink() {
-        play(concat!(module_path!(), "::unprivileged"), Tier::Netlink, nobody);
-    }
-
-    #[test]
-    fn unprivileged_poll() {
-        play(concat!(module_path!(), "::unprivileged"), Tier::Poll, nobody);
-    }
+    in_each_tier!();
 
     fn check(world: &World, caller: &Caller) {
         let possible = TABLE.iter().filter(|(_, row)| row.is_possible());
