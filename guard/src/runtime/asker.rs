@@ -78,10 +78,10 @@ pub fn asker() -> Result<Asker, AskerError> {
     let requested = super::request_tick();
     let own = Tgid(std::process::id());
     let this = procfs::process(own)?.ok_or(AskerError::OtherProc)?;
-    let ancestors = procfs::ancestors(own)?;
+    let ancestors = procfs::lineage(own)?;
     Ok(Asker {
         process: this.id,
-        ancestors: ancestors.seen.iter().map(|process| process.id).collect(),
+        ancestors: ancestors.seen,
         ancestry_hidden: ancestors.hidden.is_some(),
         cgroup: this.cgroup,
         uid: this.uid,

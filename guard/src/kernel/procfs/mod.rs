@@ -24,7 +24,7 @@ mod view;
 
 pub use net::sockets;
 pub use owners::{OwnerScan, owned_by, owners};
-pub use process::{Ancestors, ancestors, clock_ticks_per_second, everybody, process, start_time};
+pub use process::{Ancestors, ancestors, clock_ticks_per_second, everybody, lineage, process, start_time};
 pub use source_ports::source_ports;
 pub use start::{BootOffset, boot_offset};
 pub use view::{
@@ -83,6 +83,9 @@ fn open_process(tgid: Tgid) -> Result<OwnedFd, Errno> {
     open_dir(CWD, &format!("/proc/{tgid}"))
 }
 
+/// Room for what most files of a process hold. The kernel fills a page at most in one read.
+const USUAL: usize = 4096;
+
 /// The whole file; the kernel bounds what it shows here.
 fn read_at(dir: BorrowedFd<'_>, name: &str) -> Result<Vec<u8>, Errno> {
     read_start_at(dir, name, u64::MAX)
@@ -91,7 +94,8 @@ fn read_at(dir: BorrowedFd<'_>, name: &str) -> Result<Vec<u8>, Errno> {
 /// At most the first `longest` bytes of the file.
 fn read_start_at(dir: BorrowedFd<'_>, name: &str, longest: u64) -> Result<Vec<u8>, Errno> {
     let file = File::from(openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
-    let mut bytes = Vec::new();
+    // Nearly all are shorter, and each read has the kernel write them anew or find its place again.
+    let mut bytes = Vec::with_capacity(USUAL.min(usize::try_from(longest).unwrap_or(USUAL)));
     match file.take(longest).read_to_end(&mut bytes) {
         Ok(_) => Ok(bytes),
         Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),

@@ -74,49 +74,72 @@ pub fn everybody() -> Result<Vec<Process>, ProcError> {
 ///
 /// As [`process`].
 pub fn start_time(tgid: Tgid) -> Result<Option<StartTime>, ProcError> {
-    match open_process(tgid)
-        .map_err(|errno| trouble(tgid, "", errno))
-        .and_then(|dir| read_stat(tgid, dir.as_fd()))
-    {
-        Ok(stat) => Ok(Some(stat.start)),
+    Ok(stat(tgid)?.map(|stat| stat.start))
+}
+
+/// What `/proc/PID/stat` says; `None` when there is no such process.
+fn stat(tgid: Tgid) -> Result<Option<Stat>, ProcError> {
+    let dir = open_process(tgid).map_err(|errno| trouble(tgid, "", errno));
+    match dir.and_then(|dir| read_stat(tgid, dir.as_fd())) {
+        Ok(stat) => Ok(Some(stat)),
         Err(Trouble::Gone) => Ok(None),
         Err(Trouble::Error(error)) => Err(error),
     }
 }
 
 /// A process's parents, up to PID 1 or the edge of the PID namespace.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ancestors {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ancestors<T> {
     /// From the parent upwards, without the process itself.
-    pub seen: Vec<Process>,
+    pub seen: Vec<T>,
     /// The next ancestor, which is hidden (`hidepid=2`) or dies faster than the
     /// walk can follow: it and its own parents are unknown.
     pub hidden: Option<Tgid>,
 }
 
-/// The full walk from `tgid` up. When an ancestor dies during the walk, its
-/// children belong to another, and the walk begins anew.
+/// The full walk from `tgid` up, with the evidence on each. When an ancestor dies
+/// during the walk, its children belong to another, and the walk begins anew.
 ///
 /// # Errors
 ///
 /// As [`process`].
-pub fn ancestors(tgid: Tgid) -> Result<Ancestors, ProcError> {
-    let mut ancestors = Ancestors::default();
+pub fn ancestors(tgid: Tgid) -> Result<Ancestors<Process>, ProcError> {
+    walk(tgid, process, |process| process.parent)
+}
+
+/// Who the ancestors of `tgid` are: the same walk, which reads nothing else about them.
+///
+/// # Errors
+///
+/// As [`process`].
+pub fn lineage(tgid: Tgid) -> Result<Ancestors<ProcessId>, ProcError> {
+    let Ancestors { seen, hidden } =
+        walk(tgid, |tgid| Ok(stat(tgid)?.map(|stat| (stat, tgid))), |(stat, _)| stat.parent)?;
+    let id = |(stat, tgid): (Stat, Tgid)| ProcessId { tgid, start: stat.start };
+    Ok(Ancestors { seen: seen.into_iter().map(id).collect(), hidden })
+}
+
+fn walk<T>(
+    tgid: Tgid,
+    read: impl Fn(Tgid) -> Result<Option<T>, ProcError>,
+    parent: impl Fn(&T) -> Option<Tgid>,
+) -> Result<Ancestors<T>, ProcError> {
+    let mut ancestors = Ancestors { seen: Vec::new(), hidden: None };
     for _ in 0..WALKS {
-        ancestors = Ancestors::default();
+        ancestors = Ancestors { seen: Vec::new(), hidden: None };
         let mut child = tgid;
         let mut next = parent_of(tgid)?;
         loop {
-            let Some(parent) = next else { return Ok(ancestors) };
-            let Some(process) = process(parent)? else {
-                ancestors.hidden = Some(parent);
-                if parent_of(child)? == Some(parent) {
+            let Some(above) = next else { return Ok(ancestors) };
+            let Some(process) = read(above)? else {
+                ancestors.hidden = Some(above);
+                if parent_of(child)? == Some(above) {
                     return Ok(ancestors);
                 }
                 break;
             };
-            child = parent;
-            next = process.parent;
+            child = above;
+            next = parent(&process);
             ancestors.seen.push(process);
         }
     }
@@ -124,14 +147,7 @@ pub fn ancestors(tgid: Tgid) -> Result<Ancestors, ProcError> {
 }
 
 fn parent_of(child: Tgid) -> Result<Option<Tgid>, ProcError> {
-    match open_process(child)
-        .map_err(|errno| trouble(child, "", errno))
-        .and_then(|dir| read_stat(child, dir.as_fd()))
-    {
-        Ok(stat) => Ok(stat.parent),
-        Err(Trouble::Gone) => Ok(None),
-        Err(Trouble::Error(error)) => Err(error),
-    }
+    Ok(stat(child)?.and_then(|stat| stat.parent))
 }
 
 /// `USER_HZ`: how many ticks of [`StartTime`] make a second. 100 everywhere

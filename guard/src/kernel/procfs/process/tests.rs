@@ -202,6 +202,9 @@ fn ancestors_reach_the_top() {
     for pair in ancestors.seen.windows(2) {
         assert_eq!(pair[0].parent, Some(pair[1].id.tgid));
     }
+    let lineage = lineage(child.tgid()).unwrap();
+    assert_eq!(lineage.hidden, None);
+    assert_eq!(lineage.seen, ancestors.seen.iter().map(|process| process.id).collect::<Vec<_>>());
 }
 
 #[test]
