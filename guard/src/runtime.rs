@@ -180,8 +180,20 @@ const fn exiting(fact: &Fact) -> Option<ProcessId> {
 /// take the processor from whoever is to exit.
 const A_BETTER_TIER_PAYS: Duration = Duration::from_millis(25);
 
-/// While a started command is followed: only the ebpf tier tells of new listeners.
-const FOLLOW_RECHECK: Duration = Duration::from_millis(50);
+/// How long to wait for an event that tells of a new listener, `waited` after the service was started.
+/// `reading`: the time that the table's last reading took.
+///
+/// Only the ebpf tier has such events. In the others the table is read again and again, ever less
+/// often: what a service needs to start is known late by an eighth of it at most, unless reading
+/// would take more than an eighth of the time.
+fn follow_pause(tier: Tier, recheck: Duration, waited: Duration, reading: Duration) -> Duration {
+    const SHORTEST: Duration = Duration::from_millis(1);
+    const LONGEST: Duration = Duration::from_millis(50);
+    match tier {
+        Tier::Ebpf => recheck,
+        Tier::Netlink | Tier::Poll => (waited / 8).clamp(SHORTEST, LONGEST).max(reading * 7),
+    }
+}
 
 /// Who wants to know what happens in a run.
 pub trait Sink {
@@ -233,6 +245,8 @@ pub struct Session {
     alarm: Alarm,
     ports: Vec<Port>,
     endpoints: Vec<BindSpec>,
+    /// How long it took to read the table when it was last asked who listens.
+    reading: Duration,
 }
 
 impl Session {
@@ -256,6 +270,7 @@ impl Session {
             alarm: Alarm::new().map_err(in_loop("set up a timer"))?,
             ports,
             endpoints: endpoints.to_vec(),
+            reading: Duration::ZERO,
         })
     }
 
@@ -362,6 +377,7 @@ impl Session {
         let Some(pid) = command.pid() else { return Ok(Followed::Nothing) };
         // A service takes seconds to listen, and only the best tier tells when it does.
         self.doors.observer.upgrade();
+        let since = now();
         loop {
             // The table is cheap to read; who owns a listener is asked when there is one.
             if self.somebody_listens() {
@@ -380,11 +396,8 @@ impl Session {
                 }
             }
             // The next look follows an event on the port, or the safety net.
-            let next_look = match self.tier() {
-                Tier::Ebpf => self.doors.observer.recheck(),
-                Tier::Netlink | Tier::Poll => FOLLOW_RECHECK,
-            };
-            self.alarm.set(now() + next_look).map_err(in_loop("set a timer"))?;
+            let at = now();
+            self.alarm.set(at + self.follow_pause(since, at)).map_err(in_loop("set a timer"))?;
             loop {
                 tokio::select! {
                     biased;
@@ -403,9 +416,17 @@ impl Session {
     }
 
     /// Unless the table says that nobody does.
-    fn somebody_listens(&self) -> bool {
+    fn somebody_listens(&mut self) -> bool {
+        let began = now();
         let listens = |socket: &Socket| socket.state == TcpState::Listen;
-        read_table(&self.ports).map_or(true, |table| table.iter().any(listens))
+        let listening = read_table(&self.ports).map_or(true, |table| table.iter().any(listens));
+        self.reading = now().since(began);
+        listening
+    }
+
+    /// How long to wait for an event that tells of a new listener, after a start at `since`.
+    fn follow_pause(&self, since: Instant, at: Instant) -> Duration {
+        follow_pause(self.tier(), self.recheck(), at.since(since), self.reading)
     }
 
     /// Whether the table shows that somebody listens on one of these ports.

@@ -40,7 +40,7 @@ pub use self::service::{
 use self::standing::Standing;
 use super::doors::Doors;
 use super::units::{Told, Units};
-use super::{Alarm, FOLLOW_RECHECK, Haste, RuntimeError, exiting, in_loop, now};
+use super::{Alarm, Haste, RuntimeError, exiting, follow_pause, in_loop, now};
 use crate::act::CommandError;
 use crate::observe::{ExitWatch, Looker, Observer, Tier, TierChoice, Tuning, Watched, read_table};
 
@@ -221,10 +221,15 @@ impl<W: Witness> Engine<W> {
     /// Lets every gate do what it wants, tells what came of it, and begins the
     /// looks that were asked for.
     fn work(&mut self) -> Result<(), RuntimeError> {
-        for number in self.runs.keys().copied().collect::<Vec<_>>() {
+        let under_way = self.runs.keys().copied().collect::<Vec<_>>();
+        for &number in &under_way {
             self.work_on(number);
         }
-        self.begin_standing_looks();
+        // When the last run has just ended, those who waited for it go first: the look that follows upon it
+        // is due at once, and begins when this thread is an ordinary one again.
+        if under_way.is_empty() || !self.runs.is_empty() {
+            self.begin_standing_looks();
+        }
         let Self { services, doors, standing_looks, .. } = self;
         let mut ended = Vec::new();
         for (name, standing) in services.iter_mut() {
@@ -267,9 +272,7 @@ impl<W: Witness> Engine<W> {
             }
             Some(_) if run.starting.is_some() => self.follow(number),
             Some(Outcome::Opened(_)) if run.info.kind == Kind::Restart => self.start(number),
-            Some(outcome) => {
-                let waited = waited(number, outcome);
-                run.answer(&waited);
+            Some(_) => {
                 self.finish(number, |run| {
                     run.gate.outcome().map_or(End::Abandoned("it ended without an outcome"), End::Gate)
                 });
@@ -284,6 +287,11 @@ impl<W: Witness> Engine<W> {
         let asked =
             Asked { key: number, ports: run.ports.clone(), also: Vec::new(), learn: true, everybody: false };
         drive(&mut run.gate, &run.info.service, &asked, doors, &mut run.watched, |asked| looks.ask(asked));
+        // Whoever waits for the gate is answered before the books are written.
+        if let Some(outcome) = run.gate.outcome().filter(|_| !run.waiters.is_empty()) {
+            let waited = waited(number, outcome);
+            run.answer(&waited);
+        }
         self.tell(number);
     }
 
@@ -296,21 +304,6 @@ impl<W: Witness> Engine<W> {
             witness.entry(&run.info, &run.gate, tier, *at, entry);
         }
         run.told = run.gate.timeline().entries().len();
-    }
-
-    /// Unless the table says that nobody does.
-    fn somebody_listens(ports: &[Port]) -> bool {
-        // The table is cheap to read; who owns a listener is asked when there is one.
-        let listens = |socket: &Socket| socket.state == TcpState::Listen;
-        read_table(ports).map_or(true, |table| table.iter().any(listens))
-    }
-
-    /// Only the ebpf tier tells of new listeners.
-    fn follow_pace(&self) -> Duration {
-        match self.doors.observer.tier() {
-            Tier::Ebpf => self.doors.observer.recheck(),
-            Tier::Netlink | Tier::Poll => FOLLOW_RECHECK,
-        }
     }
 
     fn take_looks(&mut self, asked: &[Asked<RunNumber>], fact: &Fact) {
@@ -419,6 +412,17 @@ impl<W: Witness> Engine<W> {
     fn is_busy(&self, name: &Arc<str>) -> bool {
         self.runs.values().any(|run| run.info.service.name == *name)
     }
+}
+
+/// Whether somebody listens on `ports`, unless the table says that nobody does, and when to look next;
+/// their service was started at `since`.
+fn look_for_listener(observer: &Observer, ports: &[Port], since: Instant) -> (bool, Instant) {
+    let began = now();
+    // The table is cheap to read; who owns a listener is asked when there is one.
+    let listens = |socket: &Socket| socket.state == TcpState::Listen;
+    let listening = read_table(ports).map_or(true, |table| table.iter().any(listens));
+    let at = now();
+    (listening, at + follow_pause(observer.tier(), observer.recheck(), at.since(since), at.since(began)))
 }
 
 /// A plan for a run on `service`.

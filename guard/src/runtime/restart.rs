@@ -1,8 +1,6 @@
 //! Drives a unit's restart: the core says what comes next, the session and the
 //! unit's manager do it.
 
-use std::time::Duration;
-
 use guard_core::follow::{Follow, follow_unit};
 use guard_core::gate::{self, Gate, Hint};
 use guard_core::model::{Instant, Unit};
@@ -10,7 +8,7 @@ use guard_core::restart::{Action, Ahead, Fact, Plan, Restart, Step};
 use tracing::debug;
 
 use super::units::Seen;
-use super::{FOLLOW_RECHECK, RuntimeError, Session, Sink, Tier, in_loop, now};
+use super::{RuntimeError, Session, Sink, Tier, in_loop, now};
 use crate::act::systemd::{Heard, Job, SystemdError, UnitDoor};
 use crate::observe::Wanted;
 
@@ -57,7 +55,7 @@ impl Session {
     ) -> Result<Restarted, RuntimeError> {
         let mut restart = Restart::new(plans.restart, now());
         let (mut look, mut free) = (Some(plans.look), Some(plans.free));
-        let (mut gate, mut job, mut following, mut told) = (None, None, false, 0);
+        let (mut gate, mut job, mut following, mut told) = (None, None, None, 0);
         loop {
             while let Some(action) = restart.next_action() {
                 tell(&restart, &mut told, sink);
@@ -93,7 +91,7 @@ impl Session {
                         restart.observe(Fact::FailureReset(reset), now());
                     }
                     Action::Follow => {
-                        following = true;
+                        following = Some(now());
                         // It takes seconds to listen, and only the best tier tells when it does.
                         self.doors.observer.upgrade();
                         self.look_at_port(unit, &mut restart).await?;
@@ -115,9 +113,11 @@ impl Session {
         unit: &Unit,
         restart: &mut Restart,
         job: Option<&Job>,
-        following: bool,
+        following: Option<Instant>,
     ) -> Result<(), RuntimeError> {
-        let at = [restart.next_deadline(), following.then(|| now() + self.follow_pause())];
+        let at = now();
+        let next_look = following.map(|since| at + self.follow_pause(since, at));
+        let at = [restart.next_deadline(), next_look];
         let Some(at) = at.into_iter().flatten().min() else {
             return self.take(door.heard().await, door, unit, restart, job, following).await;
         };
@@ -128,14 +128,14 @@ impl Session {
                 heard = door.heard() => {
                     return self.take(heard, door, unit, restart, job, following).await;
                 }
-                fact = self.doors.observer.next(now), if following => match fact {
+                fact = self.doors.observer.next(now), if following.is_some() => match fact {
                     gate::Fact::Hinted { hint: Hint::ListenerOpened { .. }, .. }
                     | gate::Fact::EventsLost { .. } => return self.look_at_port(unit, restart).await,
                     _ => {}
                 },
                 rang = self.alarm.rings() => {
                     rang.map_err(in_loop("wait for a timer"))?;
-                    if following {
+                    if following.is_some() {
                         self.look_at_port(unit, restart).await?;
                     }
                     restart.on_deadline(now());
@@ -153,7 +153,7 @@ impl Session {
         unit: &Unit,
         restart: &mut Restart,
         job: Option<&Job>,
-        following: bool,
+        following: Option<Instant>,
     ) -> Result<(), RuntimeError> {
         match heard {
             Heard::JobOver { job: over, result } if Some(&over) == job => {
@@ -161,7 +161,7 @@ impl Session {
                 restart.observe(Fact::JobOver(result), now());
             }
             Heard::JobOver { .. } => {}
-            Heard::Changed if following => {
+            Heard::Changed if following.is_some() => {
                 // Who listens is told first, by a look that began later: a unit that gave up may have lost to a rival.
                 let seen = door.read().await;
                 self.look_at_port(unit, restart).await?;
@@ -174,14 +174,6 @@ impl Session {
             }
         }
         Ok(())
-    }
-
-    /// How long to wait for an event that tells of a new listener.
-    fn follow_pause(&self) -> Duration {
-        match self.tier() {
-            Tier::Ebpf => self.doors.observer.recheck(),
-            Tier::Netlink | Tier::Poll => FOLLOW_RECHECK,
-        }
     }
 
     /// Who listens on the service's endpoints now.

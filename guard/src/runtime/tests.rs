@@ -144,3 +144,23 @@ fn a_gate_opens_in_time_whichever_program_the_kernel_refuses() {
         });
     }
 }
+
+/// `restart` in the netlink tier noticed 50 ms late that its service listened.
+#[test]
+fn a_new_listener_is_looked_for_soon_and_ever_less_often() {
+    let ms = Duration::from_millis;
+    let pause = |waited, reading| follow_pause(Tier::Netlink, ms(100), waited, reading);
+    let (mut waited, mut looks) = (ms(0), 0);
+    while waited < ms(1_000) {
+        let next = pause(waited, Duration::from_micros(300));
+        assert!(
+            next <= (waited / 8).max(Duration::from_micros(2_100)) && next <= ms(50),
+            "{waited:?}: {next:?}"
+        );
+        waited += next;
+        looks += 1;
+    }
+    assert!(looks < 60, "{looks}");
+    assert_eq!(pause(ms(8), ms(30)), ms(210), "a table that takes long to read is read seldom");
+    assert_eq!(follow_pause(Tier::Ebpf, ms(100), ms(0), ms(0)), ms(100), "its events tell");
+}

@@ -8,7 +8,7 @@ use tracing::debug;
 
 use super::batch::Asked;
 use super::run::Starting;
-use super::{End, Engine, RunNumber, Start, Witness};
+use super::{End, Engine, RunNumber, Start, Witness, look_for_listener};
 use crate::act::{Command, CommandError};
 use crate::runtime::now;
 
@@ -62,7 +62,7 @@ impl<W: Witness> Engine<W> {
 
     /// Looks whether the service listens again, when it is time to.
     pub(super) fn follow(&mut self, number: RunNumber) {
-        let (pace, at) = (self.follow_pace(), now());
+        let at = now();
         let Some(run) = self.runs.get_mut(&number) else { return };
         let Some(starting) = &mut run.starting else { return };
         if starting.deadline <= at {
@@ -73,8 +73,9 @@ impl<W: Witness> Engine<W> {
         if starting.looking || starting.look_at > at {
             return;
         }
-        starting.look_at = at + pace;
-        if Self::somebody_listens(&run.ports) {
+        let listening;
+        (listening, starting.look_at) = look_for_listener(&self.doors.observer, &run.ports, starting.since);
+        if listening {
             starting.looking = true;
             let ports = run.ports.clone();
             self.looks.ask(Asked { key: number, ports, also: Vec::new(), learn: false, everybody: false });

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::batch::Asked;
 use super::service::{End, RunNumber, UnitStart, Witness};
-use super::{Engine, LOOK_BUDGET, plan};
+use super::{Engine, LOOK_BUDGET, look_for_listener, plan};
 use crate::act::systemd::SystemdError;
 use crate::runtime::now;
 use crate::runtime::units::{Line, Seen, Told, Units};
@@ -344,15 +344,16 @@ impl<W: Witness> Engine<W> {
 
     /// Looks whether the unit listens, when it is time to. Says whether it was seen at once.
     fn follow_unit(&mut self, number: RunNumber) -> bool {
-        let (pace, at) = (self.follow_pace(), now());
+        let at = now();
         let Some(run) = self.runs.get_mut(&number) else { return false };
         let Some(unit) = &mut run.unit else { return false };
         let Stage::Following(following) = &mut unit.stage else { return false };
         if following.looking || following.look_at > at {
             return false;
         }
-        following.look_at = at + pace;
-        if Self::somebody_listens(&run.ports) {
+        let listening;
+        (listening, following.look_at) = look_for_listener(&self.doors.observer, &run.ports, following.since);
+        if listening {
             following.looking = true;
             let ports = run.ports.clone();
             self.looks.ask(Asked { key: number, ports, also: Vec::new(), learn: false, everybody: false });
