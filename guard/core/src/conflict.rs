@@ -211,6 +211,25 @@ mod tests {
     }
 
     #[test]
+    fn two_specs_overlap_when_a_listener_of_the_one_blocks_the_other() {
+        let v6only = |address| BindSpec { v6only: true, ..spec(address) };
+        let plain = ["0.0.0.0", "127.0.0.1", "127.0.0.2", "::", "::1", "fe80::1", "::ffff:127.0.0.1"];
+        let specs: Vec<BindSpec> = plain.map(spec).into_iter().chain(["::", "::1"].map(v6only)).collect();
+        for (bind, listens) in specs.iter().flat_map(|a| specs.iter().map(move |b| (a, b))) {
+            // The table shows an IPv4-mapped address as the IPv4 one.
+            let address = listens.address.to_canonical();
+            let v6only = address.is_ipv6().then_some(listens.v6only);
+            let mapped = address != listens.address;
+            let listener = Socket { address, mapped, v6only, ..socket(TcpState::Listen, "::") };
+            let blocked = conflict(bind, &listener) != Conflict::None;
+            assert_eq!(bind.overlaps(listens), blocked, "{bind:?} beside {listens:?}");
+            assert_eq!(bind.overlaps(listens), listens.overlaps(bind), "{bind:?} beside {listens:?}");
+        }
+        let elsewhere = BindSpec { port: Port::new(1).expect("not zero"), ..spec("::") };
+        assert!(!elsewhere.overlaps(&spec("::")));
+    }
+
+    #[test]
     fn an_unknown_v6only_flag_leaves_the_question_open() {
         let listener = Socket { v6only: None, ..socket(TcpState::Listen, "::") };
         assert_eq!(conflict(&spec("127.0.0.1"), &listener), Conflict::Possible);

@@ -162,26 +162,7 @@ fn bound(socket: &OwnedFd, spec: &BindSpec) -> Result<(), Failure> {
 /// probe would then report itself.
 fn exclude_each_other(a: &BindSpec, b: &BindSpec) -> bool {
     let may_share = (a.reuse_address && b.reuse_address) || (a.reuse_port && b.reuse_port);
-    a.port == b.port && !may_share && overlap(a, b)
-}
-
-fn overlap(a: &BindSpec, b: &BindSpec) -> bool {
-    match (a.address, b.address) {
-        (IpAddr::V4(x), IpAddr::V4(y)) => x == y || x.is_unspecified() || y.is_unspecified(),
-        (IpAddr::V6(x), IpAddr::V6(y)) => x == y || x.is_unspecified() || y.is_unspecified(),
-        (IpAddr::V4(_), IpAddr::V6(_)) => reaches_ipv4(b),
-        (IpAddr::V6(_), IpAddr::V4(_)) => reaches_ipv4(a),
-    }
-}
-
-/// An IPv6 socket meets IPv4 ones when it is the dual-stack wildcard or bound
-/// to an IPv4-mapped address; `[::1]` never does.
-fn reaches_ipv4(spec: &BindSpec) -> bool {
-    match spec.address {
-        IpAddr::V4(_) => true,
-        IpAddr::V6(address) if address.is_unspecified() => !spec.v6only,
-        IpAddr::V6(address) => address.to_ipv4_mapped().is_some(),
-    }
+    !may_share && a.overlaps(b)
 }
 
 #[cfg(test)]

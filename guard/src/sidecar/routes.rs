@@ -175,7 +175,7 @@ fn refusal(shared: &Shared, refused: &Refused) -> Answer {
             let run = shared.hub().run_id(*number);
             problem(StatusCode::CONFLICT, "outdated_run", format!("run {run}: {refused}"))
         }
-        Refused::Other(number, _) => {
+        Refused::Other(number, _) | Refused::SamePort(number, ..) => {
             let run = shared.hub().run_id(*number);
             problem(StatusCode::CONFLICT, "other_run", format!("run {run}: {refused}"))
         }

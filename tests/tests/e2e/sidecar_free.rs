@@ -9,6 +9,7 @@ each_tier!(
     by_the_command,
     a_foreign_holder_is_named_and_left_alone,
     not_beside_a_restart,
+    not_beside_a_run_of_another_service_on_the_port,
     a_unit_is_left_to_its_manager
 );
 
@@ -93,6 +94,32 @@ fn not_beside_a_restart(world: &World) {
         let document = sidecar.finished(&run);
         assert_eq!(document["outcome"], outcome, "{document}");
     }
+}
+
+/// Two names for one port: its holder would get two stop signals.
+fn not_beside_a_run_of_another_service_on_the_port(world: &World) {
+    let port = world.port();
+    let _old = world.standin("--on-term hang").listen("127.0.0.1", port).start();
+    let budget = "budget = { drain = \"1s\" }";
+    let other = |name: &str, address: &str| {
+        service(name, port, None, budget).replace(&format!("127.0.0.1:{port}"), &format!("{address}:{port}"))
+    };
+    let services =
+        [service("web", port, None, budget), other("any", "0.0.0.0"), other("elsewhere", "127.0.0.2")]
+            .concat();
+    let sidecar = Sidecar::start(world, "", &services);
+    let follower = sidecar.follow(&[]);
+    let run = sidecar.post("/v1/services/web/free").expect(202).run();
+    event(&follower, "SIGTERM", |event| event["type"] == "signal_sent" && event["run"] == *run);
+    let refused = sidecar.post("/v1/services/any/free").expect(409).json();
+    assert_eq!(refused["error"], "other_run", "{refused}");
+    let named = |word: &str| refused["message"].as_str().is_some_and(|why| why.contains(word));
+    assert!(named(&run) && named("the service web"), "{refused}");
+    let beside = sidecar.post("/v1/services/elsewhere/free").expect(202).run();
+    assert_eq!(sidecar.finished(&beside)["outcome"], "opened");
+    assert_eq!(sidecar.finished(&run)["outcome"], "opened");
+    let after = sidecar.post("/v1/services/any/free").expect(202).run();
+    assert_eq!(sidecar.finished(&after)["outcome"], "opened");
 }
 
 /// It would start it again, or take it for failed.

@@ -1,5 +1,5 @@
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use super::Port;
 
@@ -32,6 +32,33 @@ impl BindSpec {
     /// when the address is `[::]`.
     pub const fn reusable(address: IpAddr, port: Port) -> Self {
         Self { address, scope: 0, port, v6only: false, reuse_address: true, reuse_port: false }
+    }
+
+    /// Whether there is an address that both are for, on the same port: two listeners on it exclude each
+    /// other, unless both have `SO_REUSEPORT`.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        fn meet<T: PartialEq>(a: Option<T>, b: Option<T>, any: T) -> bool {
+            a.zip(b).is_some_and(|(a, b)| a == b || a == any || b == any)
+        }
+        self.port == other.port
+            && (meet(self.ipv4(), other.ipv4(), Ipv4Addr::UNSPECIFIED)
+                || meet(self.ipv6(), other.ipv6(), Ipv6Addr::UNSPECIFIED))
+    }
+
+    /// What it is for in IPv4: a dual-stack `[::]` is for all of it.
+    fn ipv4(&self) -> Option<Ipv4Addr> {
+        match self.address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => (!self.v6only).then_some(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(address) => address.to_ipv4_mapped(),
+        }
+    }
+
+    fn ipv6(&self) -> Option<Ipv6Addr> {
+        match self.address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => address.to_ipv4_mapped().is_none().then_some(address),
+        }
     }
 
     /// The address as `bind()` takes it.

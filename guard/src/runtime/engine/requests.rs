@@ -87,6 +87,11 @@ impl<W: Witness> Engine<W> {
             let same = self.runs.get(&number).is_some_and(|run| run.info.service.restarts_like(&service));
             return if same { Ok(Ticket { number, joined: true }) } else { Err(Refused::Outdated(number)) };
         }
+        // The same is true of another service that needs the same port, whatever it is called.
+        let rival = |run: &&Run| run.info.kind != Kind::Gate && run.info.service.overlaps(&service);
+        if let Some(Run { info, .. }) = self.runs.values().find(rival) {
+            return Err(Refused::SamePort(info.number, info.kind, Arc::clone(&info.service.name)));
+        }
         let budgets = service.budgets(None);
         let number = self.begin(service, kind, Goal::Free, budgets)?;
         Ok(Ticket { number, joined: false })

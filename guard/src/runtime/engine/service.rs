@@ -126,6 +126,13 @@ impl Service {
             && (self.rules)() == (other.rules)()
     }
 
+    /// The two cannot both listen.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        let shared = |a: &BindSpec, b: &BindSpec| a.reuse_port && b.reuse_port;
+        let meets = |a: &BindSpec| other.endpoints.iter().any(|b| a.overlaps(b) && !shared(a, b));
+        self.endpoints.iter().any(meets)
+    }
+
     /// Connections block its bind too.
     pub(super) fn is_strict(&self) -> bool {
         self.endpoints.iter().any(|spec| !spec.reuse_address)
@@ -200,6 +207,9 @@ pub enum Refused {
     /// Two runs that end processes would get in each other's way.
     #[error("this {} of the service is under way; ask again when it has ended", .1.name())]
     Other(RunNumber, Kind),
+    /// The same, on a port that this service needs too.
+    #[error("this {} of the service {}, which needs the same port, is under way; ask again when it has ended", .1.name(), .2)]
+    SamePort(RunNumber, Kind, Arc<str>),
     /// portguard cannot tell who it is itself.
     #[error(transparent)]
     Asker(#[from] crate::runtime::asker::AskerError),
