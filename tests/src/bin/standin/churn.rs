@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 use nix::libc::linger;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
 use serde_json::json;
@@ -35,8 +36,15 @@ pub(crate) fn start(listeners: &[Bound], threads: u32) -> Result<()> {
         for _ in 0..threads {
             let (to, made) = (listener.address, Arc::clone(&made));
             std::thread::spawn(move || {
+                let mut failed = None;
                 loop {
-                    if connect(to).is_err() {
+                    // ECONNRESET: the server had accepted and reset it before this thread came to run again.
+                    if let Err(errno) = connect(to)
+                        && errno != Errno::ECONNRESET
+                    {
+                        if failed.replace(errno) != Some(errno) {
+                            eprintln!("connect() to {to}: {errno}");
+                        }
                         std::thread::yield_now();
                         continue;
                     }
