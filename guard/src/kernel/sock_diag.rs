@@ -65,7 +65,7 @@ pub enum SockDiagError {
         source: io::Error,
     },
     /// A security policy forbids it; no capability is needed otherwise.
-    #[error("{operation} of sock_diag was denied by a security policy (seccomp or an LSM): {source}")]
+    #[error("sock_diag: {operation} was denied by a security policy (seccomp or an LSM): {source}")]
     Denied {
         /// The step.
         operation: &'static str,
@@ -73,7 +73,7 @@ pub enum SockDiagError {
         source: io::Error,
     },
     /// Any other error of the kernel.
-    #[error("{operation} of sock_diag failed: {source}")]
+    #[error("sock_diag: {operation} failed: {source}")]
     Failed {
         /// The step.
         operation: &'static str,

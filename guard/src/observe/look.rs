@@ -23,7 +23,7 @@ use crate::kernel::sock_diag::{SockDiag, SockDiagError};
 #[derive(Debug, thiserror::Error)]
 pub enum LookError {
     /// Neither source of the socket table could be read.
-    #[error("cannot list the TCP sockets on port {port}: sock_diag: {diag}; /proc/net/tcp: {proc}")]
+    #[error("cannot list the TCP sockets on port {port}: {diag}; /proc/net/tcp: {proc}")]
     Table {
         /// The port that was asked for.
         port: Port,

@@ -15,6 +15,7 @@ use netlink_sys::{Socket as NetlinkSocket, SocketAddr};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+use tracing::debug;
 
 use super::{NEEDS_DIAG, SockDiagError, row};
 
@@ -26,6 +27,9 @@ const GROUPS: [u32; 2] = [1, 3];
 const SPORT_OFFSET: u32 = 20;
 /// `idiag_dport` follows it.
 const DPORT_OFFSET: u32 = 22;
+
+/// What was being done, for errors.
+const SUBSCRIBING: &str = "subscribing to announcements";
 
 /// One announcement is a few hundred bytes.
 const DATAGRAM: usize = 8 * 1024;
@@ -69,7 +73,8 @@ impl AsFd for DestroyedSockets {
 
 impl DestroyedSockets {
     /// Subscribes in the calling thread's network namespace; the kernel drops
-    /// the messages about all other sockets. `receive_bytes` sizes the receive
+    /// the messages about all other sockets, unless there are more ports than it takes
+    /// in a filter: then messages about other ports come too. `receive_bytes` sizes the receive
     /// buffer, beyond `net.core.rmem_max` only with `CAP_NET_ADMIN`; `None` leaves
     /// the system's default.
     ///
@@ -81,15 +86,15 @@ impl DestroyedSockets {
             Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::EINVAL => {
                 SockDiagError::Unsupported { needs: NEEDS_DIAG, source }
             }
-            Errno::EPERM | Errno::EACCES => SockDiagError::Denied { operation: "subscribing to", source },
-            _ => SockDiagError::Failed { operation: "subscribing to", source },
+            Errno::EPERM | Errno::EACCES => SockDiagError::Denied { operation: SUBSCRIBING, source },
+            _ => SockDiagError::Failed { operation: SUBSCRIBING, source },
         };
         let mut socket = NetlinkSocket::new(NETLINK_SOCK_DIAG).map_err(failed)?;
         if let Some(bytes) = receive_bytes {
             size_buffer(&socket, bytes).map_err(|errno| failed(errno.into()))?;
         }
         // The filter comes first: nothing unfiltered is ever queued.
-        attach_filter(&socket, &filter(ports)).map_err(failed)?;
+        attach_best_filter(&socket, ports).map_err(failed)?;
         socket.set_non_blocking(true).map_err(failed)?;
         socket.bind(&SocketAddr::new(0, 0)).map_err(failed)?;
         for group in GROUPS {
@@ -99,14 +104,14 @@ impl DestroyedSockets {
     }
 
     /// Lets the kernel pass the messages about these ports from now on, and no
-    /// others. One filter replaces the other without a gap.
+    /// others where they fit into a filter. One filter replaces the other without a gap.
     ///
     /// # Errors
     ///
     /// When the kernel refuses; then the old ports are still listened to.
     pub fn listen_to(&self, ports: &[Announced]) -> Result<(), SockDiagError> {
-        let failed = |source| SockDiagError::Failed { operation: "subscribing to", source };
-        attach_filter(&self.socket, &filter(ports)).map_err(failed)
+        let failed = |source| SockDiagError::Failed { operation: SUBSCRIBING, source };
+        attach_best_filter(&self.socket, ports).map_err(failed)
     }
 
     /// Gives the receive buffer this size, unless it is that large already.
@@ -119,8 +124,10 @@ impl DestroyedSockets {
         if getsockopt(&self.socket, sockopt::RcvBuf).is_ok_and(|bytes| bytes / 2 >= receive_bytes) {
             return Ok(());
         }
-        let failed =
-            |errno: Errno| SockDiagError::Failed { operation: "making room for", source: errno.into() };
+        let failed = |errno: Errno| SockDiagError::Failed {
+            operation: "making room for announcements",
+            source: errno.into(),
+        };
         size_buffer(&self.socket, receive_bytes).map_err(failed)
     }
 
@@ -142,7 +149,9 @@ impl DestroyedSockets {
                     drained = Drained::Overrun;
                     continue;
                 }
-                Err(source) => return Err(SockDiagError::Failed { operation: "listening to", source }),
+                Err(source) => {
+                    return Err(SockDiagError::Failed { operation: "listening to announcements", source });
+                }
             }
             let decoded = NetlinkBuffer::new_checked(self.buffer.as_slice())
                 .and_then(|message| row::decode(message.payload()));
@@ -160,34 +169,63 @@ impl DestroyedSockets {
 fn filter(ports: &[Announced]) -> Vec<libc::sock_filter> {
     let (all, without_peer): (Vec<_>, Vec<_>) = ports.iter().partition(|announced| announced.connections);
     let mut program = pass(&all);
-    program.extend([
-        instruction(LOAD_HALF, DPORT_OFFSET),
-        libc::sock_filter { jt: 1, ..instruction(JUMP_IF_EQUAL, 0) },
-        instruction(RETURN, 0),
-    ]);
+    program.extend(drop_with_peer());
     program.extend(pass(&without_peer));
     program.push(instruction(RETURN, 0));
     program
 }
 
+/// The same for more ports than fit: whatever their port, and no connections unless some are wanted.
+fn coarse_filter(ports: &[Announced]) -> Vec<libc::sock_filter> {
+    let mut program = Vec::new();
+    if !ports.iter().any(|announced| announced.connections) {
+        program.extend(drop_with_peer());
+    }
+    program.push(instruction(RETURN, u32::MAX));
+    program
+}
+
 const LOAD_HALF: u16 = 0x28; // BPF_LD | BPF_H | BPF_ABS
+const JUMP: u16 = 0x05; // BPF_JMP | BPF_JA
 const JUMP_IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+
+/// A conditional jump goes no farther than 255 instructions.
+const REACH: usize = 250;
 
 const fn instruction(code: u16, k: u32) -> libc::sock_filter {
     libc::sock_filter { code, jt: 0, jf: 0, k }
 }
 
-/// Passes these local ports, and goes on with all others.
+/// Goes on only with a message about a socket without a peer.
+const fn drop_with_peer() -> [libc::sock_filter; 3] {
+    [
+        instruction(LOAD_HALF, DPORT_OFFSET),
+        libc::sock_filter { jt: 1, ..instruction(JUMP_IF_EQUAL, 0) },
+        instruction(RETURN, 0),
+    ]
+}
+
+/// Passes these local ports, and goes on with all others. One instruction for a port: before Linux 6.8
+/// the kernel takes 20 KiB of a filter (`net.core.optmem_max`), and both at once when one replaces another.
 fn pass(ports: &[&Announced]) -> Vec<libc::sock_filter> {
     let mut program = vec![instruction(LOAD_HALF, SPORT_OFFSET)];
-    for announced in ports {
-        // Each port: unless equal, skip its "pass".
-        let port = u32::from(announced.port.get());
-        program.push(libc::sock_filter { jf: 1, ..instruction(JUMP_IF_EQUAL, port) });
-        program.push(instruction(RETURN, u32::MAX));
+    for ports in ports.chunks(REACH) {
+        // To the "pass" behind the block, over the jump that all others take.
+        for (announced, jt) in ports.iter().zip((1..=ports.len() as u8).rev()) {
+            program.push(libc::sock_filter { jt, ..instruction(JUMP_IF_EQUAL, announced.port.get().into()) });
+        }
+        program.extend([instruction(JUMP, 1), instruction(RETURN, u32::MAX)]);
     }
     program
+}
+
+/// The exact filter, or the coarse one where the kernel does not take that.
+fn attach_best_filter(socket: &NetlinkSocket, ports: &[Announced]) -> io::Result<()> {
+    attach_filter(socket, &filter(ports)).or_else(|error| {
+        debug!(%error, ports = ports.len(), "sockets on other ports are announced too, and left out here");
+        attach_filter(socket, &coarse_filter(ports))
+    })
 }
 
 fn attach_filter(socket: &NetlinkSocket, program: &[libc::sock_filter]) -> io::Result<()> {
@@ -278,6 +316,26 @@ mod tests {
             drop(watched);
             // In order, so the first one would be the other's.
             assert_eq!(next(&mut destroyed).port, port);
+        });
+    }
+
+    /// A sidecar with a thousand services did not start in the netlink tier of Linux 5.10 and 6.1.
+    #[test]
+    fn as_many_ports_as_there_are_can_be_listened_to() {
+        netns("as_many_ports_as_there_are_can_be_listened_to", || {
+            let (_, port) = listening("127.0.0.1", None, REUSE);
+            let others = (1..=u16::MAX).filter_map(Port::new).filter(|other| *other != port);
+            for (count, exact) in [(250, true), (251, true), (1_000, true), (65_534, false)] {
+                let ports: Vec<Announced> = others.clone().take(count).chain([port]).map(all).collect();
+                let mut destroyed = DestroyedSockets::subscribe(&ports, None).unwrap();
+                destroyed.listen_to(&ports).unwrap();
+                let (other, other_port) = listening("127.0.0.1", None, REUSE);
+                let unwanted = !ports.contains(&all(other_port));
+                drop(other);
+                drop(listening("127.0.0.1", Some(port), REUSE));
+                let first = next(&mut destroyed);
+                assert!(first.port == port || !(exact && unwanted), "{count}: {first:?}");
+            }
         });
     }
 
