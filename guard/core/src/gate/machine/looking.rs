@@ -1,12 +1,19 @@
 //! What looks and probes have shown.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::{Gate, LOOK_AGAIN, Probe};
 use crate::gate::assessment::{Assessment, for_the_record, same_story, worst_conflict};
 use crate::gate::{Action, Goal, Rival};
 use crate::model::{BindOutcome, Instant, ProcessId, Snapshot, Socket};
 use crate::timeline::Entry;
+
+/// The table is read for a quarter of the time at most while nothing has told of the port.
+const REST: u32 = 3;
+
+/// What seems to have taken longer was an interruption of this process.
+const LONGEST_REST: Duration = Duration::from_millis(250);
 
 impl Gate {
     pub(super) fn take_in(&mut self, snapshot: Snapshot, now: Instant) {
@@ -67,6 +74,12 @@ impl Gate {
     }
 
     pub(super) fn read_table(&mut self, sockets: &[Socket], begun: Instant, now: Instant) {
+        // The kernel walks all of its sockets for it. Whoever reads without a break, ahead of all ordinary
+        // threads, keeps the owner from its own exit.
+        if self.settle >= self.plan.recheck {
+            let rest = (now.since(begun) * REST).min(LONGEST_REST);
+            self.recheck_at = self.recheck_at.max(now + rest);
+        }
         self.count_expiring(sockets.iter());
         let clear = !sockets.iter().any(|socket| worst_conflict(&self.plan, socket) == Some(true));
         self.note_table(clear, begun);

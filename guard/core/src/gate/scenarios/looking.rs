@@ -199,6 +199,29 @@ fn a_failure_never_puts_two_snapshots_under_way() {
     assert!(asked.contains(&Action::ReadTable), "both are answered: {asked:?}");
 }
 
+/// With a hundred thousand sockets a strict gate in the poll tier left no time to anybody else on its processor.
+#[test]
+fn a_table_that_takes_long_to_read_is_read_seldom() {
+    let mut kernel = Kernel::new();
+    gateway(&mut kernel, OnTerm::Ignore, &here());
+    let (_, row) = kernel.table(&Viewer::ROOT).remove(0);
+    // A process that was stopped in between does not sleep for minutes more.
+    for (took, next) in [(ms(30), ms(120)), (ms(60_000), ms(60_250))] {
+        let mut plan = plan(vec![strict("127.0.0.1")]);
+        (plan.goal, plan.recheck, plan.budgets.total) = (Goal::Wait, ms(5), None);
+        let mut gate = Gate::new(plan, BEGIN);
+        drain(&mut gate);
+        gate.observe(Fact::TableRead { sockets: vec![row.clone()], begun: BEGIN }, BEGIN + took);
+        assert_eq!(gate.next_deadline(), Some(BEGIN + next));
+        // What the kernel tells is followed at once all the same, and soon again.
+        let (hint, at) = (Hint::ListenerClosed { address: row.address, port: row.port }, BEGIN + next);
+        gate.observe(Fact::Hinted { hint, at }, at);
+        assert!(drain(&mut gate).contains(&Action::ReadTable));
+        gate.observe(Fact::TableRead { sockets: vec![row.clone()], begun: at }, at + ms(1));
+        assert_eq!(gate.next_deadline(), Some(at + us(20)));
+    }
+}
+
 /// The table that was read after the probe began knows better.
 #[test]
 fn an_overtaken_strict_probe_does_not_make_the_verdict_free() {
