@@ -185,13 +185,15 @@ const A_BETTER_TIER_PAYS: Duration = Duration::from_millis(25);
 ///
 /// Only the ebpf tier has such events. In the others the table is read again and again, ever less
 /// often: what a service needs to start is known late by an eighth of it at most, unless reading
-/// would take more than an eighth of the time.
+/// would take more than an eighth of the time. What seems to have taken very long was an interruption.
 fn follow_pause(tier: Tier, recheck: Duration, waited: Duration, reading: Duration) -> Duration {
     const SHORTEST: Duration = Duration::from_millis(1);
     const LONGEST: Duration = Duration::from_millis(50);
     match tier {
         Tier::Ebpf => recheck,
-        Tier::Netlink | Tier::Poll => (waited / 8).clamp(SHORTEST, LONGEST).max(reading * 7),
+        Tier::Netlink | Tier::Poll => {
+            (waited / 8).clamp(SHORTEST, LONGEST).max((reading * 7).min(5 * LONGEST))
+        }
     }
 }
 

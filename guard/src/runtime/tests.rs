@@ -162,5 +162,6 @@ fn a_new_listener_is_looked_for_soon_and_ever_less_often() {
     }
     assert!(looks < 60, "{looks}");
     assert_eq!(pause(ms(8), ms(30)), ms(210), "a table that takes long to read is read seldom");
+    assert_eq!(pause(ms(8), ms(60_000)), ms(250), "this process was stopped meanwhile");
     assert_eq!(follow_pause(Tier::Ebpf, ms(100), ms(0), ms(0)), ms(100), "its events tell");
 }

@@ -138,7 +138,7 @@ async fn begin(shared: &Arc<Shared>, peer: &Peer, name: &str, kind: Kind) -> Ans
         let elsewhere = shared.hub().under_way_elsewhere(&name, place.as_ref());
         if let Some((number, kind)) = elsewhere {
             // A reload has moved the service to another event loop, which knows nothing of that run.
-            return refusal(shared, &Refused::Other(number, kind));
+            return refusal(shared, peer, &Refused::Other(number, kind));
         }
         if engines.of(&name).is_none_or(|requests| requests.try_send(asked).is_err()) {
             return unavailable("the event loop of this service has too much to do, or has ended");
@@ -162,18 +162,22 @@ async fn begin(shared: &Arc<Shared>, peer: &Peer, name: &str, kind: Kind) -> Ans
             let accepted = RunAccepted { service: name.to_string(), run, joined: ticket.joined };
             json(StatusCode::ACCEPTED, &accepted)
         }
-        Ok(Err(refused)) => refusal(shared, &refused),
+        Ok(Err(refused)) => refusal(shared, peer, &refused),
         Err(_) => ended(),
     }
 }
 
-fn refusal(shared: &Shared, refused: &Refused) -> Answer {
+fn refusal(shared: &Shared, peer: &Peer, refused: &Refused) -> Answer {
     match refused {
         Refused::NoService => not_found(),
         Refused::NoRestart => problem(StatusCode::CONFLICT, "no_restart", refused.to_string()),
         Refused::Outdated(number) => {
             let run = shared.hub().run_id(*number);
             problem(StatusCode::CONFLICT, "outdated_run", format!("run {run}: {refused}"))
+        }
+        Refused::SamePort(_, _, other) if shared.access().visible(peer, other).is_none() => {
+            let message = "a run of another service that needs the same port is under way; ask again later";
+            problem(StatusCode::CONFLICT, "other_run", message)
         }
         Refused::Other(number, _) | Refused::SamePort(number, ..) => {
             let run = shared.hub().run_id(*number);
@@ -259,7 +263,7 @@ async fn gate(shared: &Shared, peer: &Peer, name: &str, query: Option<&str>) -> 
             let message = format!("the gate of {name} did not open");
             problem(StatusCode::CONFLICT, outcome_code(&outcome), message)
         }
-        Ok(Err(refused)) => refusal(shared, &refused),
+        Ok(Err(refused)) => refusal(shared, peer, &refused),
         Err(_) => unavailable("the sidecar stopped waiting: it is being stopped"),
     }
 }

@@ -99,8 +99,8 @@ fn not_beside_a_restart(world: &World) {
 /// Two names for one port: its holder would get two stop signals.
 fn not_beside_a_run_of_another_service_on_the_port(world: &World) {
     let port = world.port();
-    let _old = world.standin("--on-term hang").listen("127.0.0.1", port).start();
-    let budget = "budget = { drain = \"1s\" }";
+    let old = world.standin("--on-term hang").listen("127.0.0.1", port).start();
+    let budget = "budget = { drain = \"20s\" }";
     let other = |name: &str, address: &str| {
         service(name, port, None, budget).replace(&format!("127.0.0.1:{port}"), &format!("{address}:{port}"))
     };
@@ -117,6 +117,7 @@ fn not_beside_a_run_of_another_service_on_the_port(world: &World) {
     assert!(named(&run) && named("the service web"), "{refused}");
     let beside = sidecar.post("/v1/services/elsewhere/free").expect(202).run();
     assert_eq!(sidecar.finished(&beside)["outcome"], "opened");
+    drop(old);
     assert_eq!(sidecar.finished(&run)["outcome"], "opened");
     let after = sidecar.post("/v1/services/any/free").expect(202).run();
     assert_eq!(sidecar.finished(&after)["outcome"], "opened");

@@ -83,7 +83,7 @@ fn open_process(tgid: Tgid) -> Result<OwnedFd, Errno> {
     open_dir(CWD, &format!("/proc/{tgid}"))
 }
 
-/// Room for what most files of a process hold. The kernel fills a page at most in one read.
+/// Room for what most files of a process hold.
 const USUAL: usize = 4096;
 
 /// The whole file; the kernel bounds what it shows here.

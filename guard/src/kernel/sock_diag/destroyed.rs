@@ -224,7 +224,11 @@ fn pass(ports: &[&Announced]) -> Vec<libc::sock_filter> {
 fn attach_best_filter(socket: &NetlinkSocket, ports: &[Announced]) -> io::Result<()> {
     attach_filter(socket, &filter(ports)).or_else(|error| {
         debug!(%error, ports = ports.len(), "sockets on other ports are announced too, and left out here");
-        attach_filter(socket, &coarse_filter(ports))
+        // While one replaces another the kernel counts both: without the old one there is room.
+        attach_filter(socket, &coarse_filter(ports)).or_else(|_| {
+            detach_filter(socket)?;
+            attach_filter(socket, &coarse_filter(ports))
+        })
     })
 }
 
@@ -243,6 +247,22 @@ fn attach_filter(socket: &NetlinkSocket, program: &[libc::sock_filter]) -> io::R
             libc::SOL_SOCKET,
             libc::SO_ATTACH_FILTER,
             (&raw const program).cast(),
+            length,
+        )
+    };
+    Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
+/// Everything passes from now on.
+fn detach_filter(socket: &NetlinkSocket) -> io::Result<()> {
+    let (unused, length) = (0, size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: the option takes no value; the kernel wants to be given an integer all the same, which lives here.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_DETACH_FILTER,
+            (&raw const unused).cast::<libc::c_void>(),
             length,
         )
     };

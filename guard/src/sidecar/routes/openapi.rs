@@ -46,14 +46,14 @@ pub(super) fn document() -> Value {
         },
         "/v1/services/{name}/restart": {
             "post": operation(
-                "Restart a service, or join the restart that is under way; 409 when the service's configuration has changed since that began, or while its port is being freed.",
+                "Restart a service, or join the restart that is under way; 409 when the service's configuration has changed since that began, or while its port is being freed, for it or for another service on the same address and port.",
                 json!([name]),
                 answers("202", "The run.", &accepted),
             ),
         },
         "/v1/services/{name}/free": {
             "post": operation(
-                "End the stale holders of a service's endpoints and start nothing, or join the run that does so already; 409 for a service that is a systemd unit, and while it is restarted.",
+                "End the stale holders of a service's endpoints and start nothing, or join the run that does so already; 409 for a service that is a systemd unit, while it is restarted, and while another service on the same address and port is restarted or freed.",
                 json!([name]),
                 answers("202", "The run.", &accepted),
             ),

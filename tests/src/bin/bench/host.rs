@@ -80,7 +80,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         None => SAMPLES.absent("tcpstates", "libbpf-tools is not installed here")?,
     }
     let connections = match bench {
-        Bench { smoke: true, .. } => 200,
+        Bench { smoke: true, .. } => BATCH,
         Bench { quick: true, .. } => 4_000,
         _ => 20_000,
     };
