@@ -199,15 +199,18 @@ impl Scope<'_> {
 }
 
 /// The scenarios that every kernel plays, in every tier that it has: those whose outcome is the kernel's own rules for
-/// binding, leaving and destroying sockets, and what it shows of sockets and processes. What is left to
-/// `--all-scenarios` is portguard's own doing (commands, sidecar, configuration, reports), which no kernel changes.
-const EVERYWHERE: [&str; 11] = [
+/// binding, leaving and destroying sockets, and what it shows of sockets and processes, with `/proc` and without. What is
+/// left to `--all-scenarios` is portguard's own doing (commands, sidecar, configuration, reports), which no kernel changes.
+const EVERYWHERE: [&str; 14] = [
     "binds::",
     "conflicts::at_once::",
     "evicting::",
+    "faults::a_gate_needs_no_proc::",
+    "faults::empty_proc::",
     "leftovers::",
     "owners::",
     "pid_reuse::",
+    "stuck::",
     "tiers::",
     NOT_EMULATED[0],
     NOT_EMULATED[1],
@@ -217,7 +220,7 @@ const EVERYWHERE: [&str; 11] = [
 ];
 
 /// Those that the oldest and the newest kernel play besides: what is true on both is hardly false between.
-const AT_BOTH_ENDS: [&str; 1] = ["failure_modes::"];
+const AT_BOTH_ENDS: [&str; 2] = ["failure_modes::", "faults::"];
 
 /// What no guest plays. `--tier auto` settles on *unknown* after a second, and an emulated processor may take longer than
 /// that to load BPF programs, which would have told.
