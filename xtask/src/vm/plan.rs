@@ -201,7 +201,7 @@ impl Scope<'_> {
 /// The scenarios that every kernel plays, in every tier that it has: those whose outcome is the kernel's own rules for
 /// binding, leaving and destroying sockets, and what it shows of sockets and processes, with `/proc` and without. What is
 /// left to `--all-scenarios` is portguard's own doing (commands, sidecar, configuration, reports), which no kernel changes.
-const EVERYWHERE: [&str; 14] = [
+const EVERYWHERE: [&str; 13] = [
     "binds::",
     "conflicts::at_once::",
     "evicting::",
@@ -210,7 +210,6 @@ const EVERYWHERE: [&str; 14] = [
     "leftovers::",
     "owners::",
     "pid_reuse::",
-    "stuck::",
     "tiers::",
     NOT_EMULATED[0],
     NOT_EMULATED[1],
@@ -220,7 +219,7 @@ const EVERYWHERE: [&str; 14] = [
 ];
 
 /// Those that the oldest and the newest kernel play besides: what is true on both is hardly false between.
-const AT_BOTH_ENDS: [&str; 2] = ["failure_modes::", "faults::"];
+const AT_BOTH_ENDS: [&str; 1] = ["failure_modes::"];
 
 /// What no guest plays. `--tier auto` settles on *unknown* after a second, and an emulated processor may take longer than
 /// that to load BPF programs, which would have told.
