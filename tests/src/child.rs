@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::lines::Lines;
-use crate::process::{PidFd, Proc};
+use crate::process::{PidFd, Proc, tasks};
 
 /// Read while a process is made. Between fork and exec it has every descriptor of this one, also those
 /// of other tests: a socket that was closed meanwhile still has its port. Whoever must not have that
@@ -101,8 +101,9 @@ impl Child {
         }
         assert!(
             self.pidfd.ended_within(deadline),
-            "{} still runs after {deadline:?}\n{}",
+            "{} still runs after {deadline:?}\n{}\n{}",
             self.name,
+            tasks(self.id.pid),
             self.said()
         );
         let status = self.inner.wait().expect("wait for a child");

@@ -117,6 +117,27 @@ impl PidFd {
     }
 }
 
+/// The first child of a process, that of its first thread.
+pub fn only_child(pid: i32) -> Option<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
+}
+
+/// What the threads of a process do, for messages: starved, asleep or held by the kernel.
+pub fn tasks(pid: i32) -> String {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let told = tasks.map(|task| {
+        let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        let (stat, wchan, schedstat, stack) = (read("stat"), read("wchan"), read("schedstat"), read("stack"));
+        format!(
+            "--- thread {}, waiting in {wchan}; on a processor, in line for it, times {}\n{stack}",
+            stat.trim(),
+            schedstat.trim()
+        )
+    });
+    told.collect::<Vec<_>>().join("\n")
+}
+
 /// Takes the exit status of a process that this one inherited as its subreaper.
 pub fn reap(pid: i32) {
     use nix::sys::wait::{WaitPidFlag, waitpid};

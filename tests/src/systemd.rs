@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::child::Child;
 use crate::portguard::Portguard;
-use crate::process::Proc;
+use crate::process::{Proc, only_child};
 use crate::standin::{Plan, built, said};
 use crate::{DEADLINE, wait_until};
 
@@ -499,12 +499,6 @@ fn cgroup2() -> Option<PathBuf> {
 /// Where systemd is.
 pub fn program() -> Option<&'static Path> {
     SYSTEMD.into_iter().map(Path::new).find(|path| path.is_file())
-}
-
-/// The only child of a process.
-fn only_child(pid: i32) -> Option<i32> {
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-    children.split_whitespace().next()?.parse().ok()
 }
 
 /// Lets everybody in.

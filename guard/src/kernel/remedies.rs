@@ -26,7 +26,8 @@ pub fn remedy(feature: &str) -> Option<String> {
         }
         "tracefs" => "mount -t tracefs nodev /sys/kernel/tracing",
         "kernel_functions" => {
-            "run a kernel with CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS whose policy lets root attach fentry and fexit programs"
+            "run a kernel with CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS (if it is preemptible, Linux 6.9 or later) whose \
+             policy lets root attach fentry and fexit programs"
         }
         "owners_by_bpf" => "run as root or with CAP_BPF and CAP_PERFMON, on a kernel with BTF",
         "no_lockdown" => "boot without lockdown=confidentiality; lockdown=integrity hinders nothing",

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use guard_tests::kernel::{BpfId, bpf_ids};
+use guard_tests::process::{Proc, only_child, tasks};
 use guard_tests::{DEADLINE, Tier, World, each_tier, stays, wait_until};
 use nix::sys::signal::Signal;
 
-each_tier!(in_the_middle_of_an_escalation, after_each_line);
+each_tier!(in_the_middle_of_an_escalation, after_each_line, with_its_container);
 
 const DRAIN: Duration = Duration::from_millis(400);
 
@@ -64,4 +65,30 @@ fn after_each_line(world: &World) {
             assert!(stays(Duration::from_millis(250), || old.all_alive()), "after line {lines}");
         }
     }
+}
+
+/// Whoever ends a container kills its first process, which waits within its own exit for all others. Before Linux 6.9 a
+/// preemptible kernel took no program off its functions meanwhile: portguard, in that container, never ended, and nobody
+/// on that machine could attach or detach any more.
+fn with_its_container(world: &World) {
+    if !nix::unistd::geteuid().is_root() {
+        return world.skip("a PID namespace needs root");
+    }
+    const CONTAINER: [&str; 6] = ["unshare", "--pid", "--fork", "sh", "-c", "\"$0\" \"$@\" & wait"];
+    let port = world.port();
+    let holder = world.standin("").listen("127.0.0.1", port).start();
+    let container = CONTAINER.iter().map(|word| (*word).to_owned()).collect();
+    let mut run = world.portguard("gate", port).timeout("10m").through(container).start();
+    run.waits();
+    let child = |pid| only_child(pid).expect("a child");
+    let first = child(run.child.id.pid);
+    let inside = Proc::of(child(first)).expect("portguard");
+    let attached = bpf_ids(inside.pid);
+    assert_eq!(attached.is_empty(), world.tier != Tier::Ebpf, "{attached:?}");
+    Proc::of(first).and_then(|first| first.pidfd()).expect("the first process").signal(Signal::SIGKILL);
+    let gone = || !inside.alive() && !attached.iter().any(|id| id.exists());
+    assert!(wait_until(DEADLINE, gone), "portguard is still there\n{}", tasks(inside.pid));
+    run.child.wait(DEADLINE);
+    drop(holder);
+    world.portguard("gate", port).run().expect(0);
 }

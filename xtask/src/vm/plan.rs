@@ -199,11 +199,14 @@ impl Scope<'_> {
 }
 
 /// The scenarios that every kernel plays, in every tier that it has: those whose outcome is the kernel's own rules for
-/// binding, leaving and destroying sockets, and what it shows of sockets and processes, with `/proc` and without. What is
-/// left to `--all-scenarios` is portguard's own doing (commands, sidecar, configuration, reports), which no kernel changes.
-const EVERYWHERE: [&str; 13] = [
+/// binding, leaving and destroying sockets, what it shows of sockets and processes, with `/proc` and without, and what it
+/// does with the programs of a portguard that was killed. What is left to `--all-scenarios` is portguard's own doing
+/// (commands, sidecar, configuration, reports), which no kernel changes.
+const EVERYWHERE: [&str; 15] = [
     "binds::",
     "conflicts::at_once::",
+    "crash::in_the_middle_of_an_escalation::",
+    "crash::with_its_container::",
     "evicting::",
     "faults::a_gate_needs_no_proc::",
     "faults::empty_proc::",

@@ -112,13 +112,18 @@ impl Table {
         self.rows.iter().map(|(subject, _)| subject.as_str())
     }
 
-    /// Enters all cells of another table.
-    pub(crate) fn overlay(&mut self, other: &Self) {
+    /// Takes over the columns of another table: what is not in them is not here any more either.
+    pub(crate) fn take_columns(&mut self, other: &Self) {
+        let kernels = other.kernels();
+        for (_, row) in &mut self.rows {
+            row.retain(|kernel, _| !kernels.contains(&kernel.as_str()));
+        }
         for (subject, row) in &other.rows {
             for (kernel, cell) in row {
                 self.set(subject, kernel, cell);
             }
         }
+        self.rows.retain(|(_, row)| !row.is_empty());
     }
 
     /// The kernels, oldest first.
@@ -203,6 +208,21 @@ mod tests {
         let added = Page::rewritten(PAGE, &[("third".to_owned(), more)]);
         assert_eq!(Page::parse(&added).unwrap().table("third").unwrap().get("btf", "6.12"), Some("no"));
         assert_eq!(Page::parse(&added).unwrap().table("locked").unwrap().get("btf", "5.10"), Some("no"));
+    }
+
+    #[test]
+    fn a_column_that_is_taken_over_forgets_what_was_in_it() {
+        let mut table = Page::parse(PAGE).unwrap().table("as root").unwrap().clone();
+        let mut found = Table::default();
+        found.set("new", "5.10", "yes");
+        table.take_columns(&found);
+        assert_eq!((table.get("btf", "5.10"), table.get("btf", "7.2")), (None, Some("yes")));
+        assert_eq!(table.get("new", "5.10"), Some("yes"));
+        let mut gone = Table::default();
+        gone.set("btf", "7.2", "yes");
+        gone.set("btf", "5.10", "yes");
+        table.take_columns(&gone);
+        assert_eq!(table.subjects().collect::<Vec<_>>(), ["btf"]);
     }
 
     #[test]

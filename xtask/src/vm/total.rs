@@ -163,7 +163,7 @@ impl Total {
                 .iter()
                 .map(|(heading, table)| {
                     let mut all = page.table(heading).cloned().unwrap_or_default();
-                    all.overlay(table);
+                    all.take_columns(table);
                     (heading.clone(), all)
                 })
                 .collect();

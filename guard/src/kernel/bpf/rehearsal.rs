@@ -61,11 +61,29 @@ pub(super) fn hook_functions(function: u32) -> Answer {
     if let Some(known) = KNOWN.get() {
         return known.clone();
     }
-    let answer = answer(load(function));
+    let kernel = rustix::system::uname();
+    let answer = match (kernel.release().to_str(), kernel.version().to_str()) {
+        (Ok(release), Ok(version)) if wedges(release, version) => Answer::No { because: WEDGES.to_owned() },
+        _ => answer(load(function)),
+    };
     if !matches!(answer, Answer::CouldNotTell { .. }) {
         return KNOWN.get_or_init(|| answer).clone();
     }
     answer
+}
+
+const WEDGES: &str = "before Linux 6.9 a preemptible kernel may never finish taking programs off its functions once \
+                      a process that has some was killed, and then nobody on that machine can attach or detach any";
+
+/// Taking a program off a function waits for a grace period of RCU Tasks. On preemptible kernels before 6.9 that waits for
+/// whoever is in the middle of its exit, and the first process of a PID namespace waits there for all others: for a killed
+/// portguard too, which waits for that grace period (mended by the kernel's commit 1612160b9127; where the kernel is not
+/// preemptible there is no RCU Tasks to wait for). That the namespace is the initial one does not decide it: a killed
+/// sidecar was seen to wait forever there too. `version` is what `uname -v` says.
+fn wedges(release: &str, version: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else { return false };
+    (major, minor) < (6, 9) && version.contains("PREEMPT")
 }
 
 /// Whether programs may be put on all the kernel functions that there are programs for.
@@ -126,6 +144,22 @@ fn load(function: u32) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A portguard that was killed on Debian 12 never ended, and nothing could be attached there any more.
+    #[test]
+    fn a_preemptible_kernel_before_6_9_is_left_alone() {
+        for (release, version, expected) in [
+            ("6.1.0-50-cloud-amd64", "#1 SMP PREEMPT_DYNAMIC Debian 6.1.176-1 (2026-06-01)", true),
+            ("6.8.0-45-generic", "#45-Ubuntu SMP PREEMPT_DYNAMIC Fri Aug 30 12:02:04 UTC 2024", true),
+            ("5.10.0-32-cloud-amd64", "#1 SMP Debian 5.10.223-1 (2024-08-10)", false),
+            ("6.9.0", "#1 SMP PREEMPT_DYNAMIC", false),
+            ("6.12.107+deb13-cloud-amd64", "#1 SMP PREEMPT_DYNAMIC Debian 6.12.107-1", false),
+            ("7.2-rc1", "#1 SMP PREEMPT_RT", false),
+            ("unknown", "PREEMPT", false),
+        ] {
+            assert_eq!(wedges(release, version), expected, "{release} {version}");
+        }
+    }
 
     #[test]
     fn a_refusal_is_no_and_a_strange_failure_is_no_answer() {
