@@ -2,10 +2,13 @@
 //!
 //! # What a dump is, and is not
 //!
-//! A dump is a walk along hash chains, not a snapshot. Per address family the
-//! kernel walks the listeners, then the bound-only sockets (Linux 6.8), then
-//! everything else (`inet_diag_dump_icsk`), one chain lock at a time, and goes
-//! on where it was by counting when the reply needs another buffer. So a socket
+//! A dump is a walk along hash chains, not a snapshot. The kernel walks the
+//! listeners, then the bound-only sockets (Linux 6.8), then everything else
+//! (`inet_diag_dump_icsk`), one chain lock at a time, and goes on where it was by
+//! counting when the reply needs another buffer. The walk costs the same whatever
+//! is asked for, so both address families come of one: `SOCK_DIAG_BY_FAMILY`
+//! tells one family, the older request `TCPDIAG_GETSOCK` both, in the same rows
+//! and with the same filters (`inet_diag_dump_compat` asks for `AF_UNSPEC`). So a socket
 //! that moves from a later table to an earlier one meanwhile (bound → `LISTEN`)
 //! or from one chain to another may be missing, and one that moves the other
 //! way may show twice (of which the later row is kept). **An empty dump is no
@@ -19,6 +22,7 @@
 
 mod channel;
 mod destroyed;
+mod dump;
 mod row;
 
 pub use destroyed::{Announced, DestroyedSockets, Drained};
@@ -31,11 +35,12 @@ use std::net::IpAddr;
 
 use guard_core::model::{Port, Socket, SocketCookie};
 use netlink_packet_core::{DecodeError, NLM_F_ACK, NLM_F_DUMP};
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, StateFlags};
 use netlink_packet_sock_diag::{AF_INET, AF_INET6, IPPROTO_TCP, SockDiagDestroy, SockDiagMessage};
 use nix::errno::Errno;
 
 use channel::{Channel, Ending};
+use dump::DumpRequest;
 
 /// Every state from 1 to 13. A kernel before 6.8 does not know 13
 /// (`TCP_BOUND_INACTIVE`) and ignores the bit.
@@ -154,17 +159,17 @@ impl SockDiag {
     ///
     /// See [`SockDiagError`].
     pub fn dump(&mut self, port: Port) -> Result<Vec<Socket>, SockDiagError> {
-        self.dump_families(Rows::OnPort(port), ALL_STATES)
+        self.walk(Rows::OnPort(port), ALL_STATES)
     }
 
-    /// What [`SockDiag::dump`] finds on each of `ports`, ordered by port, in one walk for each family:
+    /// What [`SockDiag::dump`] finds on each of `ports`, ordered by port, in one walk:
     /// every socket of the namespace is told, and those on other ports are left out here.
     ///
     /// # Errors
     ///
     /// See [`SockDiagError`].
     pub fn dump_any(&mut self, ports: &BTreeSet<Port>) -> Result<Vec<Socket>, SockDiagError> {
-        let mut sockets = self.dump_families(Rows::OnAnyOf(ports), ALL_STATES)?;
+        let mut sockets = self.walk(Rows::OnAnyOf(ports), ALL_STATES)?;
         sockets.sort_by_key(|socket| socket.port);
         Ok(sockets)
     }
@@ -175,27 +180,14 @@ impl SockDiag {
     ///
     /// See [`SockDiagError`].
     pub fn listeners(&mut self) -> Result<Vec<Socket>, SockDiagError> {
-        self.dump_families(Rows::All, LISTEN)
+        self.walk(Rows::All, LISTEN)
     }
 
-    fn dump_families(&mut self, rows: Rows<'_>, states: u32) -> Result<Vec<Socket>, SockDiagError> {
-        let mut sockets = self.dump_family(AF_INET, rows, states)?;
-        sockets.append(&mut self.dump_family(AF_INET6, rows, states)?);
-        Ok(sockets)
-    }
-
-    fn dump_family(&mut self, family: u8, rows: Rows<'_>, states: u32) -> Result<Vec<Socket>, SockDiagError> {
+    fn walk(&mut self, rows: Rows<'_>, states: u32) -> Result<Vec<Socket>, SockDiagError> {
         for _ in 0..ATTEMPTS {
             let mut sockets: Vec<Socket> = Vec::new();
             let mut places = BTreeMap::new();
-            let request = SockDiagMessage::InetRequest(InetRequest {
-                family,
-                protocol: IPPROTO_TCP,
-                // INET_DIAG_SKV6ONLY and INET_DIAG_SHUTDOWN come unasked.
-                extensions: ExtensionFlags::empty(),
-                states: StateFlags::from_bits_retain(states),
-                socket_id: rows.id(family),
-            });
+            let request = DumpRequest { states, source_port: rows.only_port() };
             let ending = self.channel.exchange(request, NLM_F_DUMP, "a dump", |payload| {
                 // The kernel filters listeners and connections by
                 // `idiag_sport`, but not bound-only sockets.
@@ -207,12 +199,11 @@ impl SockDiag {
                 Ok(())
             })?;
             match ending {
-                Ending::Whole => return Ok(sockets),
-                Ending::Torn => {}
-                Ending::Refused(Errno::ENOENT) if family == AF_INET6 => {
-                    // A kernel without IPv6 has no such handler, and no such sockets.
+                Ending::Whole => {
+                    sockets.sort_by_key(|socket| socket.mapped || socket.address.is_ipv6());
                     return Ok(sockets);
                 }
+                Ending::Torn => {}
                 Ending::Refused(errno) => return Err(refused(errno)),
             }
         }
@@ -269,11 +260,9 @@ enum Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// What the kernel is asked for: to it, port 0 is no filter.
-    fn id(self, family: u8) -> SocketId {
-        let base = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
-        let source_port = if let Self::OnPort(port) = self { port.get() } else { 0 };
-        SocketId { source_port, ..base }
+    /// To the kernel, port 0 is no filter.
+    fn only_port(self) -> u16 {
+        if let Self::OnPort(port) = self { port.get() } else { 0 }
     }
 
     fn include(self, port: Port) -> bool {

@@ -14,6 +14,7 @@ use nix::libc::MSG_TRUNC;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
+use super::dump::TCPDIAG_GETSOCK;
 use super::{NEEDS_DIAG, SockDiagError};
 
 /// The kernel fills at most 32 KiB per datagram of a dump (`netlink_recvmsg`
@@ -95,7 +96,7 @@ impl Channel {
                 }
                 torn |= message.flags() & NLM_F_DUMP_INTR != 0;
                 let code = match message.message_type() {
-                    SOCK_DIAG_BY_FAMILY => {
+                    SOCK_DIAG_BY_FAMILY | TCPDIAG_GETSOCK => {
                         // The rest must still be read, or the next dump is EBUSY.
                         if let Err(error) = row(message.payload()) {
                             garbled.get_or_insert(error);

@@ -41,6 +41,21 @@ fn accepted(address: &str, flags: Flags) -> (TcpStream, TcpStream, Port) {
 }
 
 #[test]
+fn both_families_come_of_one_walk_ipv4_first() {
+    netns("both_families_come_of_one_walk_ipv4_first", || {
+        let (_six, port) = listening("::1", None, STRICT);
+        let (_four, _) = listening("127.0.0.1", Some(port), STRICT);
+        let (_other, other) = listening("::1", None, STRICT);
+        let addresses = |sockets: Vec<Socket>| sockets.iter().map(|s| s.address).collect::<Vec<_>>();
+        let (four, six) = (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST));
+        let mut diag = SockDiag::open().unwrap();
+        assert_eq!(addresses(diag.dump(port).unwrap()), [four, six]);
+        assert_eq!(addresses(diag.listeners().unwrap()), [four, six, six]);
+        assert_eq!(addresses(diag.dump(other).unwrap()), [six]);
+    });
+}
+
+#[test]
 fn a_listener_shows_with_inode_uid_queue_and_backlog() {
     netns("a_listener_shows_with_inode_uid_queue_and_backlog", || {
         let (fd, port) = listening("127.0.0.1", None, REUSE);
