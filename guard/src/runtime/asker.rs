@@ -77,14 +77,14 @@ pub fn bystander() -> Asker {
 pub fn asker() -> Result<Asker, AskerError> {
     let requested = super::request_tick();
     let own = Tgid(std::process::id());
-    let this = procfs::process(own)?.ok_or(AskerError::OtherProc)?;
+    let (process, cgroup) = procfs::place(own)?.ok_or(AskerError::OtherProc)?;
     let ancestors = procfs::lineage(own)?;
     Ok(Asker {
-        process: this.id,
+        process,
         ancestors: ancestors.seen,
         ancestry_hidden: ancestors.hidden.is_some(),
-        cgroup: this.cgroup,
-        uid: this.uid,
+        cgroup,
+        uid: super::own_uid(),
         may_signal_others: features::may_signal_others(),
         requested,
     })

@@ -79,9 +79,29 @@ pub fn start_time(tgid: Tgid) -> Result<Option<StartTime>, ProcError> {
 
 /// What `/proc/PID/stat` says; `None` when there is no such process.
 fn stat(tgid: Tgid) -> Result<Option<Stat>, ProcError> {
-    let dir = open_process(tgid).map_err(|errno| trouble(tgid, "", errno));
-    match dir.and_then(|dir| read_stat(tgid, dir.as_fd())) {
+    let path = format!("/proc/{tgid}/stat");
+    let line = read_at(CWD, &path).map_err(|errno| trouble(tgid, "stat", errno));
+    match line.and_then(|line| parse_stat(tgid, &line)) {
         Ok(stat) => Ok(Some(stat)),
+        Err(Trouble::Gone) => Ok(None),
+        Err(Trouble::Error(error)) => Err(error),
+    }
+}
+
+/// Who the process with this number is, and in which cgroup: the parts of [`process`] that need no reading of its image.
+/// `None` when there is none.
+///
+/// # Errors
+///
+/// As [`process`].
+pub fn place(tgid: Tgid) -> Result<Option<(ProcessId, Option<String>)>, ProcError> {
+    let read = || {
+        let dir = open_process(tgid).map_err(|errno| trouble(tgid, "", errno))?;
+        let start = read_stat(tgid, dir.as_fd())?.start;
+        Ok((ProcessId { tgid, start }, cgroup(tgid, dir.as_fd())?))
+    };
+    match read() {
+        Ok(place) => Ok(Some(place)),
         Err(Trouble::Gone) => Ok(None),
         Err(Trouble::Error(error)) => Err(error),
     }
@@ -170,8 +190,11 @@ fn trouble(tgid: Tgid, file: &str, errno: Errno) -> Trouble {
 }
 
 fn read_stat(tgid: Tgid, dir: BorrowedFd<'_>) -> Result<Stat, Trouble> {
-    let line = read_at(dir, "stat").map_err(|errno| trouble(tgid, "stat", errno))?;
-    Stat::parse(&line).ok_or_else(|| {
+    parse_stat(tgid, &read_at(dir, "stat").map_err(|errno| trouble(tgid, "stat", errno))?)
+}
+
+fn parse_stat(tgid: Tgid, line: &[u8]) -> Result<Stat, Trouble> {
+    Stat::parse(line).ok_or_else(|| {
         let path = format!("/proc/{tgid}/stat");
         Trouble::Error(ProcError::Malformed { path, what: "not the fields of proc_pid_stat(5)" })
     })
@@ -198,13 +221,7 @@ impl Reading {
         // argv and no exe, never the exe of a live server without its argv.
         let argv = argv(image);
         let (exe, exe_deleted) = exe(image, stat.kernel_thread);
-        // Protection and units stand on it, so "not read" must not pass for "in none".
-        let cgroup = match read_at(dir.as_fd(), "cgroup") {
-            Ok(text) => most_specific_cgroup(&text),
-            // The kernel has no cgroups; or the process is gone, which the second stat shows.
-            Err(errno) if is_gone(errno) => None,
-            Err(errno) => return Err(trouble(tgid, "cgroup", errno)),
-        };
+        let cgroup = cgroup(tgid, dir.as_fd())?;
         let wait_channel = read_at(dir.as_fd(), "wchan").ok().and_then(|text| wait_channel(&text));
         // Fails when it died meanwhile: half a description is none.
         let after = read_stat(tgid, dir.as_fd())?;
@@ -279,6 +296,16 @@ fn argv(dir: BorrowedFd<'_>) -> Seen<Vec<String>> {
         }
         Err(Errno::ACCESS | Errno::PERM) => Seen::Hidden,
         Err(_) => Seen::Absent,
+    }
+}
+
+/// Protection and units stand on it, so "not read" must not pass for "in none".
+fn cgroup(tgid: Tgid, dir: BorrowedFd<'_>) -> Result<Option<String>, Trouble> {
+    match read_at(dir, "cgroup") {
+        Ok(text) => Ok(most_specific_cgroup(&text)),
+        // The kernel has no cgroups; or the process is gone, which another reading shows.
+        Err(errno) if is_gone(errno) => Ok(None),
+        Err(errno) => Err(trouble(tgid, "cgroup", errno)),
     }
 }
 
