@@ -54,7 +54,9 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
             let plural = if count == 1 { "" } else { "s" };
             let name = format!("{}, {count} service{plural}", served::name(tier));
             SAMPLES.progress(&name)?;
-            if let Err(error) = serve(span, tier, count, &name) {
+            // A sidecar gives back what its start needed two seconds after it.
+            let calm = Duration::from_secs(if bench.smoke { 1 } else { 3 });
+            if let Err(error) = serve(calm, span, tier, count, &name) {
                 SAMPLES.absent(&name, &format!("{error:#}"))?;
             }
         }
@@ -82,11 +84,11 @@ fn wait(bench: &Bench, port: u16, span: Duration, subject: Subject<'_>) -> Resul
     cost(SCENARIO, &subject.name(), work.child.id.pid, span, !matches!(subject, Subject::Peer(..)))
 }
 
-fn serve(span: Duration, tier: Tier, count: usize, name: &str) -> Result<()> {
+fn serve(calm: Duration, span: Duration, tier: Tier, count: usize, name: &str) -> Result<()> {
     let ports = served::ports(count);
     let sidecar = served::watching(tier, &ports, false)?;
-    // The connections that asked it are closed, and what was needed for the first look is given back, by then.
-    std::thread::sleep(Duration::from_secs(1));
+    // The connections that asked it are closed by then.
+    std::thread::sleep(calm);
     cost(SIDECAR, name, sidecar.child.id.pid, span, true)
 }
 
