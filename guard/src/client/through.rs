@@ -245,12 +245,14 @@ impl Served {
     /// See [`NotBegun`].
     pub async fn begin(mut self, command: Command) -> Result<Run, NotBegun> {
         let name = self.summary.name.clone();
-        // The stream comes first: no event of the run is missed.
-        let stream = async { Connection::open(&self.socket).await?.events_of(&name).await };
-        let events = within(ANSWER, stream).await.map_err(|error| NotBegun::NotAsked(error.to_string()))?;
         let target = format!("/v1/services/{name}/{}", command.name());
         match within(ACCEPTED, self.connection.post(&target)).await {
-            Ok(RunAccepted { run, joined, .. }) => {
+            Ok(RunAccepted { run, joined, after, .. }) => {
+                // From before the run on, so no event of it is missed.
+                let stream = self.connection.events_of(&name, &after);
+                let events = within(ANSWER, stream).await.map_err(|error| {
+                    NotBegun::Unknown(format!("run {run} was accepted, and cannot be followed: {error}"))
+                })?;
                 Ok(Run { run, command, joined, socket: self.socket, events })
             }
             Err(Unfit::Client(ClientError::Refused { code: 403, message, .. })) => {

@@ -89,6 +89,8 @@ pub(crate) struct RunAccepted {
     pub(crate) run: String,
     /// It was under way already.
     pub(crate) joined: bool,
+    /// The last event before the request: with it as `Last-Event-ID`, the stream tells everything that follows from it.
+    pub(crate) after: String,
 }
 
 /// `GET /v1/runs/{id}`

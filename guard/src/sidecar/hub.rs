@@ -201,6 +201,11 @@ impl Hub {
         format!("{}-{seq}", self.epoch)
     }
 
+    /// The public name of the newest event.
+    pub(super) fn newest_event_id(&self) -> String {
+        self.event_id(self.seq)
+    }
+
     fn number(&self, id: &str) -> Option<u64> {
         let (epoch, number) = id.rsplit_once('-')?;
         if epoch == self.epoch { number.parse().ok() } else { None }

@@ -128,6 +128,7 @@ async fn begin(shared: &Arc<Shared>, peer: &Peer, name: &str, kind: Kind) -> Ans
         let message = format!("uid {} may not {} {name}: {why}", peer.uid, kind.name());
         return problem(StatusCode::FORBIDDEN, "forbidden", message);
     }
+    let after = shared.hub().newest_event_id();
     let (reply, answer) = oneshot::channel();
     let service = Arc::clone(&name);
     let asked = if free { Ask::Free { service, reply } } else { Ask::Restart { service, reply } };
@@ -159,7 +160,7 @@ async fn begin(shared: &Arc<Shared>, peer: &Peer, name: &str, kind: Kind) -> Ans
     match answer {
         Ok(Ok(ticket)) => {
             let run = shared.hub().run_id(ticket.number);
-            let accepted = RunAccepted { service: name.to_string(), run, joined: ticket.joined };
+            let accepted = RunAccepted { service: name.to_string(), run, joined: ticket.joined, after };
             json(StatusCode::ACCEPTED, &accepted)
         }
         Ok(Err(refused)) => refusal(shared, peer, &refused),

@@ -97,8 +97,15 @@ fn restarts_on_request(world: &World) {
     let sidecar =
         Sidecar::start(world, "", &service("web", port, Some(&next), "budget = { drain = \"50ms\" }"));
     let follower = sidecar.follow(&[]);
-    let run = sidecar.post("/v1/services/web/restart").expect(202).run();
+    let accepted = sidecar.post("/v1/services/web/restart").expect(202);
+    let run = accepted.run();
     event(&follower, "the end of the run", |event| event["type"] == "run_finished" && event["run"] == *run);
+    // Who asked can read the whole run whenever it begins to.
+    let after = accepted.json()["after"].as_str().expect("the last event before it").to_owned();
+    let late = sidecar.follow(&["--header", &format!("Last-Event-ID: {after}")]);
+    for kind in ["run_started", "run_finished"] {
+        event(&late, kind, |event| event["type"] == kind && event["run"] == *run);
+    }
     let document = sidecar.finished(&run);
     assert_eq!(
         (&document["outcome"], &document["exit_code"]),
