@@ -7,9 +7,9 @@ use std::process::ExitStatus;
 
 use guard_core::model::{ProcessId, Signal, Tgid};
 use tokio::process::Child;
-use tracing::debug;
+use tracing::{debug, warn};
 
-use crate::kernel::pidfd::PidFd;
+use crate::kernel::pidfd::{PidFd, PidFdError};
 use crate::kernel::procfs;
 
 /// The command that was asked for could not be run.
@@ -42,7 +42,7 @@ pub enum CommandError {
 pub struct Command {
     program: OsString,
     child: Child,
-    /// `None` where the kernel has no pidfds.
+    /// `None` where the kernel has no pidfds, or there was no descriptor left for one.
     pidfd: Option<PidFd>,
 }
 
@@ -63,7 +63,7 @@ impl Command {
             .args(arguments)
             .spawn()
             .map_err(|source| CommandError::Start { program: program.clone(), source })?;
-        let pidfd = child.id().and_then(pidfd_of);
+        let pidfd = child.id().and_then(|pid| pidfd_of(pid).ok());
         Ok(Self { program: program.clone(), child, pidfd })
     }
 
@@ -74,8 +74,18 @@ impl Command {
 
     /// Passes SIGTERM on to it. Nothing happens once it has ended.
     pub fn terminate(&self) {
-        if let Some(Err(error)) = self.pidfd.as_ref().map(|pidfd| pidfd.signal(Signal::Term)) {
-            debug!(%error, "SIGTERM was not passed on to the command");
+        let Some(pid) = self.pid() else { return };
+        let told = match &self.pidfd {
+            Some(pidfd) => pidfd.signal(Signal::Term),
+            // There may be a descriptor for it by now.
+            None => pidfd_of(pid).and_then(|pidfd| pidfd.signal(Signal::Term)),
+        };
+        match told {
+            Ok(()) => {}
+            Err(PidFdError::Gone(_)) => debug!(pid, "the command has ended already"),
+            Err(error) => {
+                warn!("the command is still running, and was not asked to end: {error}; try: kill {pid}")
+            }
         }
     }
 
@@ -87,10 +97,12 @@ impl Command {
 }
 
 /// A child that was not waited for keeps its number, so this is that child.
-fn pidfd_of(pid: u32) -> Option<PidFd> {
+fn pidfd_of(pid: u32) -> Result<PidFd, PidFdError> {
     let tgid = Tgid(pid);
-    let start = procfs::start_time(tgid).ok().flatten()?;
-    PidFd::open(ProcessId { tgid, start }).ok()
+    let unknown =
+        |error| PidFdError::Failed { operation: "identifying", tgid, source: io::Error::other(error) };
+    let start = procfs::start_time(tgid).map_err(unknown)?.ok_or(PidFdError::Gone(tgid))?;
+    PidFd::open(ProcessId { tgid, start })
 }
 
 /// Replaces the guard by the command; returns only when that fails.
