@@ -76,9 +76,8 @@ pub fn bystander() -> Asker {
 /// See [`AskerError`].
 pub fn asker() -> Result<Asker, AskerError> {
     let requested = super::request_tick();
-    let own = Tgid(std::process::id());
-    let (process, cgroup) = procfs::place(own)?.ok_or(AskerError::OtherProc)?;
-    let ancestors = procfs::lineage(own)?;
+    let (process, cgroup) = procfs::own()?.ok_or(AskerError::OtherProc)?;
+    let ancestors = procfs::lineage(process.tgid)?;
     Ok(Asker {
         process,
         ancestors: ancestors.seen,

@@ -14,6 +14,7 @@ each_tier!(
     restart_starts_inside,
     restart_becomes_the_command_inside,
     doctor_inside,
+    another_s_proc,
     wrong_places,
     denied,
 );
@@ -128,6 +129,20 @@ fn restart_becomes_the_command_inside(world: &World) {
 fn doctor_inside(world: &World) {
     let resident = world.standin("").start();
     from_elsewhere(Portguard::bare(&["doctor"]), &resident).run().expect(0);
+}
+
+/// In a PID namespace of its own and with the `/proc` of the one around it, portguard's own number is somebody else's there:
+/// who is protected cannot be told, so nobody is ended.
+fn another_s_proc(world: &World) {
+    if !nix::unistd::geteuid().is_root() {
+        return world.skip("a PID namespace needs root");
+    }
+    let port = world.port();
+    let holder = world.standin("").listen("127.0.0.1", port).start();
+    let inside = ["unshare", "--pid", "--fork"].iter().map(|word| (*word).to_owned()).collect();
+    let finished = world.free(port).matching("standin").through(inside).run().expect(3);
+    assert!(finished.stderr.contains("it belongs to another PID namespace"), "{finished}");
+    assert!(finished.signals().is_empty() && holder.child.alive(), "{finished}");
 }
 
 fn wrong_places(world: &World) {

@@ -1,8 +1,8 @@
 //! `/proc`: processes, who holds which socket, and the socket table of last
 //! resort.
 //!
-//! A process is always read through one descriptor of its `/proc/PID`
-//! directory. That descriptor stays with the process it was opened for: after
+//! What needs more than one file of a process is read through one descriptor of its
+//! `/proc/PID` directory. That descriptor stays with the process it was opened for: after
 //! its end every read fails with `ESRCH` or `ENOENT`, even when the number was
 //! given to a new process meanwhile.
 
@@ -25,7 +25,7 @@ mod view;
 pub use net::sockets;
 pub use owners::{OwnerScan, owned_by, owners};
 pub use process::{
-    Ancestors, ancestors, clock_ticks_per_second, everybody, lineage, place, process, start_time,
+    Ancestors, ancestors, clock_ticks_per_second, everybody, lineage, own, process, start_time,
 };
 pub use source_ports::source_ports;
 pub use start::{BootOffset, boot_offset};

@@ -88,20 +88,27 @@ fn stat(tgid: Tgid) -> Result<Option<Stat>, ProcError> {
     }
 }
 
-/// Who the process with this number is, and in which cgroup: the parts of [`process`] that need no reading of its image.
-/// `None` when there is none.
+/// Who the calling process is, and in which cgroup; `None` where this `/proc` is another PID namespace's, in which its own
+/// number is somebody else's or nobody's.
 ///
 /// # Errors
 ///
 /// As [`process`].
-pub fn place(tgid: Tgid) -> Result<Option<(ProcessId, Option<String>)>, ProcError> {
+pub fn own() -> Result<Option<(ProcessId, Option<String>)>, ProcError> {
+    let tgid = Tgid(std::process::id());
+    // The link is empty where the process has no number at all.
+    match readlinkat(CWD, "/proc/self", Vec::new()) {
+        Ok(number) if number.to_bytes() == tgid.to_string().as_bytes() => {}
+        Ok(_) | Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(ProcError::new("/proc/self", errno)),
+    }
     let read = || {
         let dir = open_process(tgid).map_err(|errno| trouble(tgid, "", errno))?;
         let start = read_stat(tgid, dir.as_fd())?.start;
         Ok((ProcessId { tgid, start }, cgroup(tgid, dir.as_fd())?))
     };
     match read() {
-        Ok(place) => Ok(Some(place)),
+        Ok(own) => Ok(Some(own)),
         Err(Trouble::Gone) => Ok(None),
         Err(Trouble::Error(error)) => Err(error),
     }
@@ -303,7 +310,7 @@ fn argv(dir: BorrowedFd<'_>) -> Seen<Vec<String>> {
 fn cgroup(tgid: Tgid, dir: BorrowedFd<'_>) -> Result<Option<String>, Trouble> {
     match read_at(dir, "cgroup") {
         Ok(text) => Ok(most_specific_cgroup(&text)),
-        // The kernel has no cgroups; or the process is gone, which another reading shows.
+        // The kernel has no cgroups; or the process is gone, which another reading shows, and is not the caller.
         Err(errno) if is_gone(errno) => Ok(None),
         Err(errno) => Err(trouble(tgid, "cgroup", errno)),
     }
