@@ -338,6 +338,13 @@ fn not_begun(command: Command, name: &str, why: NotBegun) -> Exit {
             ));
             Exit::Unknown
         }
+        NotBegun::Unfollowed { run, why } => {
+            complain(&format!(
+                "the {command} of {name} is under way as run {run} and cannot be followed: {why}; \
+                 see `portguard status` and the sidecar's log"
+            ));
+            Exit::Unknown
+        }
     }
 }
 

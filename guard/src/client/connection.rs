@@ -138,13 +138,13 @@ impl Connection {
         self.stream("/v1/events", last_id).await
     }
 
-    /// The events of one service, from the event after `last_id`.
+    /// The events of one service, from the event after `last_id`, or from now on.
     ///
     /// # Errors
     ///
     /// See [`ClientError`].
-    pub(super) async fn events_of(self, service: &str, last_id: &str) -> Result<Events, ClientError> {
-        self.stream(&format!("/v1/events?service={service}"), Some(last_id)).await
+    pub(super) async fn events_of(self, service: &str, last_id: Option<&str>) -> Result<Events, ClientError> {
+        self.stream(&format!("/v1/events?service={service}"), last_id).await
     }
 
     async fn stream(mut self, target: &str, last_id: Option<&str>) -> Result<Events, ClientError> {

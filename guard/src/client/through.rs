@@ -1,5 +1,6 @@
 //! What one command wants to know of a sidecar that serves exactly what it was asked about.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,11 +21,16 @@ const ANSWER: Duration = Duration::from_millis(500);
 /// How long it may take for an answer to a request that has a deadline of its own.
 const GRACE: Duration = Duration::from_millis(300);
 
-/// How long it may take until a run is accepted: then it is not known whether it was.
+/// How long it may take until a run is accepted, and then until it can be followed.
 const ACCEPTED: Duration = Duration::from_secs(5);
 
 /// How long it may take for a look: longer than it waits for one itself.
 const LOOK: Duration = Duration::from_millis(2500);
+
+/// How often a sidecar without room for one more client is asked again what became of a run, and how long after, unless
+/// something happens.
+const SEATS_TRIED: u32 = 50;
+const SEATS_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where a sidecar may be.
 #[derive(Clone, Debug)]
@@ -248,12 +254,15 @@ impl Served {
         let target = format!("/v1/services/{name}/{}", command.name());
         match within(ACCEPTED, self.connection.post(&target)).await {
             Ok(RunAccepted { run, joined, after, .. }) => {
-                // From before the run on, so no event of it is missed.
-                let stream = self.connection.events_of(&name, &after);
-                let events = within(ANSWER, stream).await.map_err(|error| {
-                    NotBegun::Unknown(format!("run {run} was accepted, and cannot be followed: {error}"))
-                })?;
-                Ok(Run { run, command, joined, socket: self.socket, events })
+                // From before the request on. An older sidecar does not say where that is.
+                let after = Some(after.as_str()).filter(|after| !after.is_empty());
+                let gap = after.is_none();
+                let events = match within(ACCEPTED, self.connection.events_of(&name, after)).await {
+                    Ok(events) => events,
+                    Err(error) => return Err(NotBegun::Unfollowed { run, why: error.to_string() }),
+                };
+                let (told, missed) = (0, VecDeque::new());
+                Ok(Run { run, command, joined, socket: self.socket, events, told, gap, tries: 0, missed })
             }
             Err(Unfit::Client(ClientError::Refused { code: 403, message, .. })) => {
                 Err(NotBegun::Forbidden(message))
@@ -331,6 +340,13 @@ pub enum NotBegun {
     NotAsked(String),
     /// The sidecar died with the request in its hands.
     Unknown(String),
+    /// It has begun, and nothing tells how it goes on.
+    Unfollowed {
+        /// The run's id.
+        run: String,
+        /// What is in the way.
+        why: String,
+    },
 }
 
 /// A run that the sidecar carries out.
@@ -344,6 +360,14 @@ pub struct Run {
     pub joined: bool,
     socket: PathBuf,
     events: Events,
+    /// The number of the last event of it that was told.
+    told: u64,
+    /// The stream has left something out.
+    gap: bool,
+    /// How often a sidecar that is full was asked what that was.
+    tries: u32,
+    /// What that was, and is still to be told.
+    missed: VecDeque<(Event, Value)>,
 }
 
 /// The next that there is of a run.
@@ -374,34 +398,49 @@ pub enum Followed {
 }
 
 impl Run {
-    /// What happens next. Cancel safe, but for a gap in the stream.
+    /// What happens next. Cancel safe.
     ///
     /// # Errors
     ///
     /// When the sidecar is gone: how the run ends is not known then.
     pub async fn next(&mut self) -> Result<Followed, ClientError> {
         loop {
-            let told = self.events.next().await?;
-            let Some(event) = Event::parse(&told.json) else { continue };
-            if matches!(event.what, What::Lagged { .. }) {
-                if let Some(end) = self.missed().await? {
-                    return Ok(end);
+            if let Some((event, value)) = self.missed.pop_front() {
+                self.told = event.seq;
+                return Ok(followed(&event, value));
+            }
+            if !self.gap {
+                let told = self.events.next().await?;
+                let Some(event) = Event::parse(&told.json) else { continue };
+                if matches!(event.what, What::Lagged { .. }) {
+                    (self.gap, self.tries) = (true, 0);
+                } else if event.run.as_deref() == Some(&self.run) && event.seq > self.told {
+                    self.told = event.seq;
+                    return Ok(followed(&event, serde_json::from_str(&told.json).unwrap_or_default()));
                 }
                 continue;
             }
-            if event.run.as_deref() == Some(&self.run) {
-                return Ok(followed(&event, serde_json::from_str(&told.json).unwrap_or_default()));
+            match self.since_told().await {
+                Ok(missed) => (self.gap, self.missed) = (false, missed),
+                // It serves as many clients as it may. What the stream says meanwhile is in the next answer too.
+                Err(ClientError::Refused { code: 503, .. }) if self.tries < SEATS_TRIED => {
+                    self.tries += 1;
+                    if let Ok(told) = tokio::time::timeout(SEATS_PAUSE, self.events.next()).await {
+                        told?;
+                    }
+                }
+                Err(error) => return Err(error),
             }
         }
     }
 
-    /// The end of the run, when it fell into a gap of the stream.
-    async fn missed(&self) -> Result<Option<Followed>, ClientError> {
+    /// What became of the run since the last event that was told, as far as it is kept.
+    async fn since_told(&self) -> Result<VecDeque<(Event, Value)>, ClientError> {
         let mut connection = Connection::open(&self.socket).await?;
-        let run: RunDocument = connection.get(&format!("/v1/runs/{}", self.run)).await?;
-        let last = run.events.last().filter(|_| run.state == "finished");
-        let event = last.and_then(|last| serde_json::from_value::<Event>(last.clone()).ok());
-        Ok(event.zip(last.cloned()).map(|(event, value)| followed(&event, value)))
+        let document: RunDocument = connection.get(&format!("/v1/runs/{}", self.run)).await?;
+        let read = |value: Value| Some((serde_json::from_value::<Event>(value.clone()).ok()?, value));
+        let events = document.events.into_iter().filter_map(read);
+        Ok(events.filter(|(event, _)| event.seq > self.told).collect())
     }
 }
 

@@ -90,6 +90,7 @@ pub(crate) struct RunAccepted {
     /// It was under way already.
     pub(crate) joined: bool,
     /// The last event before the request: with it as `Last-Event-ID`, the stream tells everything that follows from it.
+    #[serde(default)]
     pub(crate) after: String,
 }
 

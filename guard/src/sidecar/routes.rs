@@ -128,11 +128,10 @@ async fn begin(shared: &Arc<Shared>, peer: &Peer, name: &str, kind: Kind) -> Ans
         let message = format!("uid {} may not {} {name}: {why}", peer.uid, kind.name());
         return problem(StatusCode::FORBIDDEN, "forbidden", message);
     }
-    let after = shared.hub().newest_event_id();
     let (reply, answer) = oneshot::channel();
     let service = Arc::clone(&name);
     let asked = if free { Ask::Free { service, reply } } else { Ask::Restart { service, reply } };
-    let place = {
+    let (place, after) = {
         // One reading: a reload must not move the service between the check and the question.
         let engines = shared.engines.read().await;
         let place = engines.place_of(&name);
@@ -141,10 +140,11 @@ async fn begin(shared: &Arc<Shared>, peer: &Peer, name: &str, kind: Kind) -> Ans
             // A reload has moved the service to another event loop, which knows nothing of that run.
             return refusal(shared, peer, &Refused::Other(number, kind));
         }
+        let after = shared.hub().newest_event_id();
         if engines.of(&name).is_none_or(|requests| requests.try_send(asked).is_err()) {
             return unavailable("the event loop of this service has too much to do, or has ended");
         }
-        place
+        (place, after)
     };
     // Where the run goes on is kept whether the client stays or not.
     let told = Arc::clone(shared);

@@ -103,6 +103,9 @@ fn restarts_on_request(world: &World) {
     // Who asked can read the whole run whenever it begins to.
     let after = accepted.json()["after"].as_str().expect("the last event before it").to_owned();
     let late = sidecar.follow(&["--header", &format!("Last-Event-ID: {after}")]);
+    let first = event(&late, "the next event", |event| event["seq"].is_u64());
+    let number = after.rsplit_once('-').and_then(|(_, seq)| seq.parse::<u64>().ok());
+    assert_eq!(first["seq"].as_u64(), number.map(|seq| seq + 1), "{first}");
     for kind in ["run_started", "run_finished"] {
         event(&late, kind, |event| event["type"] == kind && event["run"] == *run);
     }

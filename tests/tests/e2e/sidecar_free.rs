@@ -7,6 +7,7 @@ use serde_json::Value;
 each_tier!(
     on_request,
     by_the_command,
+    a_stream_that_forgets_loses_nothing_of_the_run,
     a_foreign_holder_is_named_and_left_alone,
     not_beside_a_restart,
     not_beside_a_run_of_another_service_on_the_port,
@@ -62,6 +63,21 @@ fn by_the_command(world: &World) {
     assert!(wrong.stderr.contains("--no-sidecar"), "{wrong}");
     let absent = Portguard::bare(&["free", "web", "--socket", "/nowhere/portguard.sock"]).run().expect(3);
     assert!(absent.stderr.contains("no sidecar answers"), "{absent}");
+}
+
+/// It keeps a single event, so the beginning of a run is forgotten before its client reads.
+fn a_stream_that_forgets_loses_nothing_of_the_run(world: &World) {
+    let port = world.port();
+    let sidecar = Sidecar::start(world, "history = 1", &service("web", port, None, ""));
+    for _ in 0..5 {
+        let _old = world.standin("--on-term exit").listen("127.0.0.1", port).start();
+        let finished = free(&sidecar, "web", &["--json"]).expect(0);
+        for kind in ["run_started", "signal_sent", "gate_opened", "run_finished"] {
+            assert_eq!(finished.of(kind).len(), 1, "{kind}\n{finished}");
+        }
+        let seqs: Vec<u64> = finished.events.iter().filter_map(|event| event.0["seq"].as_u64()).collect();
+        assert!(seqs.windows(2).all(|pair| pair[0] < pair[1]), "{seqs:?}\n{finished}");
+    }
 }
 
 fn a_foreign_holder_is_named_and_left_alone(world: &World) {
