@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::vm::guest::{Manifest, Step};
 use crate::vm::image::{BIN, Content, EXAMPLES};
 use crate::vm::kernel::Kernel;
-use crate::vm::series;
+use crate::vm::series::{self, Series};
 
 /// Situations in which the features are asked for: headings of the pages with what is expected.
 pub(crate) const ROOT: &str = "as root";
@@ -94,6 +94,10 @@ pub(crate) enum Scope<'a> {
 impl Scope<'_> {
     /// Every boot of these kernels, the longest first, so that in the end no processor waits for the other.
     pub(crate) fn machines(self, kernels: &[Kernel]) -> Vec<Machine> {
+        let mut kernels = kernels.to_vec();
+        // The newest plays most, and the newer a kernel is the more its verifier does.
+        kernels.reverse();
+        kernels.sort_by_key(|kernel| !is_at_an_end(&kernel.series));
         let states: &[State] = match self {
             Self::Core | Self::All => &[State::Systemd, State::Plain, State::Locked],
             Self::Features => &[State::Plain, State::Locked],
@@ -224,6 +228,10 @@ const EVERYWHERE: [&str; 15] = [
 /// Those that the oldest and the newest kernel play besides: what is true on both is hardly false between.
 const AT_BOTH_ENDS: [&str; 1] = ["failure_modes::"];
 
+/// What the others leave out of that: the tier that takes most of an emulator's time, where it only watches how the kernel
+/// answers.
+const NOT_BETWEEN: [&str; 2] = ["--skip", "conflicts::at_once::ebpf"];
+
 /// What no guest plays. `--tier auto` settles on *unknown* after a second, and an emulated processor may take longer than
 /// that to load BPF programs, which would have told.
 const NOT_EMULATED: [&str; 2] = ["--skip", "owners::auto_sees_more_once_bpf_is_loaded"];
@@ -237,9 +245,12 @@ const NEEDS_SYSTEMD: &str = "systemd::";
 /// Those that show that the lower tiers give the same verdicts where BPF is refused.
 const WITHOUT_BPF: [&str; 3] = ["evicting::", "--skip", "::ebpf"];
 
+fn is_at_an_end(series: &Series) -> bool {
+    [series::ALL.first(), series::ALL.last()].contains(&Some(series))
+}
+
 fn core(machine: &Machine) -> Vec<&'static str> {
-    let ends = [series::ALL.first(), series::ALL.last()];
-    let more: &[&str] = if ends.contains(&Some(&machine.kernel.series)) { &AT_BOTH_ENDS } else { &[] };
+    let more: &[&str] = if is_at_an_end(&machine.kernel.series) { &AT_BOTH_ENDS } else { &NOT_BETWEEN };
     [&EVERYWHERE[..], more].concat()
 }
 

@@ -125,15 +125,20 @@ impl Total {
                 Ok(table) => differences.extend(answers.overspent(kernel, table)),
                 Err(error) => differences.push(format!("{}: {error:#}", answers::BUDGET)),
             }
-            for (program, cost) in &answers.costs {
-                self.costs.set(program, kernel, &cost.to_string());
-            }
         }
         if !step.succeeded() {
             differences.push(format!("{}: {}", how(step), step.lines.join(" ")));
         }
         answers.enter(kernel, expected.as_ref().ok(), named(&mut self.pictures, situation));
-        answers.enter(kernel, None, named(&mut self.found, situation));
+        // What was cut short is no column to take over.
+        if step.succeeded() {
+            answers.enter(kernel, None, named(&mut self.found, situation));
+            if situation == ROOT {
+                for (program, cost) in &answers.costs {
+                    self.costs.set(program, kernel, &cost.to_string());
+                }
+            }
+        }
         let verdict = if differences.is_empty() { "ok" } else { "FAILED" };
         println!(
             "{verdict:6} {suite}: {} answers, {} costs, {} differ in {:.1} s of its own time",
