@@ -14,7 +14,7 @@ use super::procfs;
 use super::sock_diag::SockDiag;
 
 /// A machine with more network namespaces than this is not searched to the end: each
-/// costs two dumps.
+/// costs a dump.
 const MOST: usize = 1_000;
 
 /// What a search found.
