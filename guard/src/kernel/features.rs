@@ -12,7 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use guard_core::model::{ExitStatus, Port, ProcessId, TcpState, Tgid};
+use guard_core::model::{ExitStatus, Port, ProcessId, TcpState};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
 use rustix::io::Errno;
@@ -241,9 +241,8 @@ pub fn rehearse_destroy() -> Result<Result<(), DestroyError>, String> {
 }
 
 fn own_process() -> Result<ProcessId, Answer> {
-    let tgid = Tgid(std::process::id());
-    match procfs::start_time(tgid) {
-        Ok(Some(start)) => Ok(ProcessId { tgid, start }),
+    match procfs::own() {
+        Ok(Some((process, _))) => Ok(process),
         Ok(None) => {
             Err(Answer::could_not_tell("/proc does not show portguard itself: it is another PID namespace's"))
         }
