@@ -1,9 +1,8 @@
 //! Giving memory back that is needed only once.
 //!
-//! Loading the programs reads the kernel's types twice (once here, once in
-//! aya, which offers no way round it): some 15 MiB for some milliseconds. The
-//! C library keeps what was freed for the process's next wishes, and a guard has
-//! no such wishes: it sleeps for weeks.
+//! Loading the programs reads the kernel's types, and tells aya what it asks of
+//! them: some 5 MiB for some milliseconds. The C library keeps what was freed
+//! for the process's next wishes, and a guard has no such wishes: it sleeps for weeks.
 
 /// Has large blocks go back to the kernel when they are freed. For the whole
 /// process; call it before there are threads.

@@ -1,20 +1,15 @@
 //! What the hooks have in common.
 
-use std::collections::BTreeMap;
-
-use aya::Ebpf;
 use aya::programs::{
     BtfTracePoint, FEntry, FExit, Program, ProgramError, ProgramFd, RawTracePoint, TracePoint,
 };
+use aya::{Btf, Ebpf};
 use guard_common::{Event, Function, program};
 
 use super::lost::Misses;
-use super::task_file::{Named, numbered};
+use super::numbered::Named;
 use super::{AttachedBy, BpfError};
 use crate::kernel::bpf::tracefs::{Format, TracefsError};
-
-/// The numbers of kernel functions among the kernel's types, by name.
-pub(super) type FunctionNumbers = BTreeMap<&'static str, u32>;
 
 /// Where programs are attached. Each is optional but the one on state changes.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,36 +63,34 @@ impl Hook {
         }
     }
 
+    /// What its programs are put on by number.
+    pub(super) const fn numbered(&self, by: AttachedBy) -> Option<Named> {
+        match (self, by) {
+            (Self::Typed { event, .. }, AttachedBy::Raw) => Some(Named::Typedef(event.prototype)),
+            (Self::Function { function, .. }, _) => Some(Named::Function(function.name)),
+            _ => None,
+        }
+    }
+
     /// Has the kernel verify the programs of this kind; the others stay unknown to
-    /// it. `numbers` tells the numbers of functions among the kernel's types.
-    pub(super) fn load(
-        &self,
-        ebpf: &mut Ebpf,
-        by: AttachedBy,
-        numbers: &FunctionNumbers,
-    ) -> Result<(), BpfError> {
+    /// it. `numbers` has those of [`Hook::numbered`].
+    pub(super) fn load(&self, ebpf: &mut Ebpf, by: AttachedBy, numbers: &Btf) -> Result<(), BpfError> {
         let refused = |error| BpfError::sort("load", self.subject(by), error);
         match (self, by) {
             (Self::Tracepoint { raw: name, .. }, AttachedBy::Raw) | (Self::Raw { program: name, .. }, _) => {
                 self.program::<RawTracePoint>(ebpf, by, name)?.load().map_err(refused)
             }
             (Self::Typed { event, raw, .. }, AttachedBy::Raw) => {
-                let number =
-                    numbers.get(event.prototype).ok_or(BpfError::missing("tracepoint", event.name))?;
-                let types = &numbered(Named::Typedef, event.prototype, *number)?;
-                self.program::<BtfTracePoint>(ebpf, by, raw)?.load(event.name, types).map_err(refused)
+                self.program::<BtfTracePoint>(ebpf, by, raw)?.load(event.name, numbers).map_err(refused)
             }
             (Self::Tracepoint { classic, .. } | Self::Typed { classic, .. }, AttachedBy::Classic) => {
                 self.program::<TracePoint>(ebpf, by, classic)?.load().map_err(refused)
             }
             (Self::Function { function, entry, exit }, _) => {
-                let number =
-                    numbers.get(function.name).ok_or(BpfError::missing("function", function.name))?;
-                let types = &numbered(Named::Function, function.name, *number)?;
                 if let Some(entry) = entry {
-                    self.program::<FEntry>(ebpf, by, entry)?.load(function.name, types).map_err(refused)?;
+                    self.program::<FEntry>(ebpf, by, entry)?.load(function.name, numbers).map_err(refused)?;
                 }
-                self.program::<FExit>(ebpf, by, exit)?.load(function.name, types).map_err(refused)
+                self.program::<FExit>(ebpf, by, exit)?.load(function.name, numbers).map_err(refused)
             }
         }
     }

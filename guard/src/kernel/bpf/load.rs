@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use aya::maps::{self, Map, MapData, MapError, PerCpuArray, RingBuf};
-use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use aya::{Btf, Ebpf, include_bytes_aligned};
 use guard_common::{LostReason, Settings, map, symbol};
 
-use super::hook::{
-    DESTROY_SOCK, FunctionNumbers, GET_PORT, Hook, PROCESS_EXIT, PUT_PORT, SET_STATE, SYS_EXIT, TWSK_KILL,
-};
+use super::hook::{DESTROY_SOCK, GET_PORT, Hook, PROCESS_EXIT, PUT_PORT, SET_STATE, SYS_EXIT, TWSK_KILL};
+use super::loader::loader;
+use super::numbered::{Numbers, numbered};
 use super::settings::{KernelTypes, resolve_pid_namespace};
 use super::task_file::{OwnerLookup, OwnerTypes};
 use super::{
@@ -87,7 +87,7 @@ pub(super) struct Attempt {
     hooks: Vec<&'static Hook>,
     losses: Vec<Loss>,
     owners: Result<OwnerTypes, BpfError>,
-    functions: FunctionNumbers,
+    numbers: Numbers,
 }
 
 impl Attempt {
@@ -167,17 +167,18 @@ impl Attempt {
             Way::Raw => AttachedBy::Raw,
             Way::Classic(_) => AttachedBy::Classic,
         };
-        Ok(Self { settings, by, hooks, losses, owners: types.owners(), functions: types.numbers() })
+        Ok(Self { settings, by, hooks, losses, owners: types.owners(), numbers: types.numbers() })
     }
 
     /// On an error, also the hook that it concerns.
     pub(super) fn run(self, options: &BpfOptions) -> Result<Bpf, (Option<&'static Hook>, BpfError)> {
         let alone = |error| (None, error);
         let mut ebpf = self.load(options).map_err(alone)?;
+        let numbers = self.numbered().map_err(alone)?;
         for &hook in &self.hooks {
             #[cfg(test)]
             super::refusal::check(hook).map_err(|error| (Some(hook), error))?;
-            hook.load(&mut ebpf, self.by, &self.functions).map_err(|error| (Some(hook), error))?;
+            hook.load(&mut ebpf, self.by, &numbers).map_err(|error| (Some(hook), error))?;
         }
         let log = if options.log { log::take(&mut ebpf).map_err(alone)? } else { None };
         let mut bpf = self.fill(ebpf, options, log).map_err(alone)?;
@@ -186,21 +187,29 @@ impl Attempt {
             bpf.misses.extend(misses);
         }
         // The others do not depend on it.
-        match self.owners.and_then(|types| OwnerLookup::take(&mut bpf.ebpf, types)) {
+        match self.owners.and_then(|_| OwnerLookup::take(&mut bpf.ebpf, &numbers)) {
             Ok(lookup) => bpf.owner_lookup = Some(lookup),
             Err(error) => bpf.losses.push(Loss::OwnersFromProc { why: error.to_string() }),
         }
         Ok(bpf)
     }
 
+    /// The numbers of everything that is put on one.
+    fn numbered(&self) -> Result<Btf, BpfError> {
+        let hooks = self.hooks.iter().filter_map(|hook| {
+            let named = hook.numbered(self.by)?;
+            Some((named, *self.numbers.get(named.name())?))
+        });
+        let iterator = self.owners.as_ref().ok().map(OwnerTypes::target);
+        numbered(&hooks.chain(iterator).collect::<Vec<_>>())
+    }
+
     /// Sets the globals and creates the maps.
     fn load(&self, options: &BpfOptions) -> Result<Ebpf, BpfError> {
         let settings = Plain(self.settings);
         let offsets = Plain(self.owners.as_ref().map(|types| types.here()).unwrap_or_default());
-        let mut loader = EbpfLoader::new();
-        // The programs use no relocation against the kernel's types.
+        let mut loader = loader();
         loader
-            .btf(None)
             .override_global(symbol::SETTINGS, &settings, true)
             .override_global(symbol::OWNER_OFFSETS, &offsets, true)
             .map_max_entries(map::EVENTS, options.ring_bytes);
@@ -249,15 +258,14 @@ pub(super) fn owner_lookup(types: &KernelTypes) -> Result<OwnerLookup, BpfError>
     }
     let types = types.owners()?;
     let offsets = Plain(types.here());
-    let mut loader = EbpfLoader::new();
+    let mut loader = loader();
     let mut ebpf = loader
-        .btf(None)
         .override_global(symbol::OWNER_OFFSETS, &offsets, true)
         .override_global(log::LEVEL, &0u8, false)
         .map_max_entries(map::EVENTS, SMALLEST_PAGE)
         .load(OBJECT)
         .map_err(|error| BpfError::sort("load", "the embedded BPF object", error))?;
-    OwnerLookup::take(&mut ebpf, types)
+    OwnerLookup::take(&mut ebpf, &numbered(&[types.target()])?)
 }
 
 pub(super) fn take<T: TryFrom<Map, Error = MapError>>(

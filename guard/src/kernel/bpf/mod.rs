@@ -17,9 +17,11 @@ mod inet_sock_set_state;
 mod inet_twsk_kill;
 mod iterator;
 mod load;
+mod loader;
 mod log;
 mod loss;
 mod lost;
+mod numbered;
 #[cfg(test)]
 pub(crate) mod refusal;
 mod rehearsal;

@@ -12,7 +12,7 @@ use guard_common::{
 use nix::sys::stat::{major, minor};
 use thiserror::Error;
 
-use super::hook::FunctionNumbers;
+use super::numbered::Numbers;
 use super::task_file::OwnerTypes;
 use super::{BpfError, Loss, rehearsal};
 use crate::kernel::btf::{BtfError, Found, Member, Types, vmlinux};
@@ -180,8 +180,8 @@ impl KernelTypes {
         Ok(())
     }
 
-    /// The numbers of the functions that the kernel's types show.
-    pub(super) fn numbers(&self) -> FunctionNumbers {
+    /// The numbers that the kernel's types show.
+    pub(super) fn numbers(&self) -> Numbers {
         let numbered = PROTOTYPES.into_iter().zip(self.found.numbers);
         numbered.filter_map(|(name, number)| Some((name, number?))).collect()
     }

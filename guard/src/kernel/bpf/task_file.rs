@@ -13,12 +13,13 @@ use std::os::unix::net::UnixDatagram;
 
 use aya::maps::{self, MapData};
 use aya::programs::Iter;
-use aya::{Btf, Ebpf, Endianness};
+use aya::{Btf, Ebpf};
 use guard_common::{OWNER_IS_LEADER, OwnerOffsets, OwnerRecord, WANTED_ENTRIES, map, program};
 use guard_core::model::{ProcessId, SocketInode, Tgid};
 
 use super::event::{Malformed, Wire, copy};
 use super::iterator::Iterator;
+use super::numbered::Named;
 use super::settings::KernelTypes;
 use super::{BpfError, absent_is_fine, load};
 use crate::kernel::btf::{Member, Types};
@@ -94,6 +95,11 @@ impl OwnerTypes {
         Some(Self { offsets, target: types.function(TARGET)? })
     }
 
+    /// The function whose place the program takes, and its number.
+    pub(super) const fn target(&self) -> (Named, u32) {
+        (Named::Function(TARGET), self.target)
+    }
+
     /// As the program needs them in this process's PID namespace.
     pub(super) fn here(self) -> OwnerOffsets {
         // A namespace that cannot be told is taken for a child: then the numbers
@@ -139,14 +145,13 @@ impl OwnerLookup {
         load::owner_lookup(&KernelTypes::read())
     }
 
-    /// Takes the program and its map out of the loaded object.
-    pub(super) fn take(ebpf: &mut Ebpf, types: OwnerTypes) -> Result<Self, BpfError> {
+    /// Takes the program and its map out of the loaded object; `numbers` has [`OwnerTypes::target`].
+    pub(super) fn take(ebpf: &mut Ebpf, numbers: &Btf) -> Result<Self, BpfError> {
         let wanted = load::take(ebpf, map::WANTED)?;
         let name = program::TASK_FILE;
         let program = ebpf.program_mut(name).ok_or(BpfError::missing("program", name))?;
         let program: &mut Iter = program.try_into().map_err(|error| BpfError::sort("use", WHAT, error))?;
-        let target = numbered(Named::Function, TARGET, types.target)?;
-        program.load("task_file", &target).map_err(|error| BpfError::sort("load", WHAT, error))?;
+        program.load("task_file", numbers).map_err(|error| BpfError::sort("load", WHAT, error))?;
         let fd = program.fd().map_err(|error| BpfError::sort("use", WHAT, error))?;
         let iterator = Iterator::of(fd).map_err(|error| BpfError::failed("attach", WHAT, error))?;
         Ok(Self { iterator, wanted, entered: BTreeSet::new() })
@@ -245,37 +250,3 @@ fn decode(bytes: &[u8], boot: BootOffset) -> Result<Option<Descriptor>, Malforme
 
 // SAFETY: integers without padding, asserted in guard-common.
 unsafe impl Wire for OwnerRecord {}
-
-/// What aya looks up by name.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Named {
-    /// A kernel function, for fentry, fexit and iterators.
-    Function,
-    /// The typedef of a tracepoint's prototype.
-    Typedef,
-}
-
-/// A description of types in which `name` has the number `number`, and
-/// nothing else has a name.
-///
-/// aya wants to look the number up by itself, in types that it parsed. The
-/// kernel's own take it 10 ms, and we know the number already.
-pub(super) fn numbered(kind: Named, name: &str, number: u32) -> Result<Btf, BpfError> {
-    const FWD: u32 = 7 << 24;
-    let kind = match kind {
-        Named::Function => 12 << 24,
-        Named::Typedef => 8 << 24,
-    };
-    const HEADER: u32 = 24;
-    const TYPE: u32 = 12;
-    let strings = [&[0], name.as_bytes(), &[0]].concat();
-    let types = number * TYPE;
-    let mut blob = 0xeb9f_u16.to_ne_bytes().to_vec();
-    blob.extend([1, 0]);
-    let mut words = vec![HEADER, 0, types, types, strings.len() as u32];
-    words.extend((1..number).flat_map(|_| [0, FWD, 0]));
-    words.extend([1, kind, 0]);
-    blob.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
-    blob.extend(strings);
-    Btf::parse(&blob, Endianness::default()).map_err(|error| BpfError::failed("prepare", WHAT, error))
-}
