@@ -37,6 +37,8 @@ pub(super) struct NetlinkSource {
     asked: Option<usize>,
     /// The sockets without a peer that the last look at their port found.
     known: BTreeMap<SocketCookie, Port>,
+    /// How many aborted connections were announced since then.
+    aborted: BTreeMap<Port, u32>,
 }
 
 #[derive(Debug)]
@@ -68,8 +70,13 @@ impl NetlinkSource {
         // SAFETY: the subscription owns its descriptor, keeps it for its whole life and always names the same one.
         let destroyed = unsafe { AsyncFd::register_with_interest(destroyed, Interest::READABLE) }
             .map_err(io::Error::from)?;
-        let source =
-            Self { destroyed, connections: with_connections(watched), asked, known: BTreeMap::new() };
+        let source = Self {
+            destroyed,
+            connections: with_connections(watched),
+            asked,
+            known: BTreeMap::new(),
+            aborted: BTreeMap::new(),
+        };
         source.make_room(watched);
         Ok(source)
     }
@@ -93,10 +100,12 @@ impl NetlinkSource {
     }
 
     /// Tells what a look found. Only a listener or bound socket that a look has
-    /// found is worth a hint: a bind probe's socket is announced like any other,
-    /// and two guards on one port would keep each other awake.
+    /// found is worth a hint: a bind probe's socket is announced like any
+    /// other, and two guards on one port would keep each other awake.
     pub(super) fn look(&mut self, snapshot: &Snapshot, ports: &[Port]) {
-        self.known.retain(|_, port| !ports.is_empty() && !ports.contains(port));
+        let elsewhere = |port: &Port| !ports.is_empty() && !ports.contains(port);
+        self.known.retain(|_, port| elsewhere(port));
+        self.aborted.retain(|port, _| elsewhere(port));
         let sockets = snapshot.sockets.iter().map(|(socket, _)| socket);
         self.known.extend(
             sockets
@@ -113,13 +122,16 @@ impl NetlinkSource {
     ) -> Result<(), NetlinkError> {
         // Cleared first: what arrives during the drain makes it ready again.
         self.destroyed.readable_mut().await?.clear_ready();
-        let Self { destroyed, connections, known, .. } = self;
+        let Self { destroyed, connections, known, aborted, .. } = self;
         let drained = destroyed.get_mut().0.drain(|socket| {
             trace!(?socket, "destroyed");
             let is_known = socket.cookie.is_some_and(|cookie| known.remove(&cookie).is_some());
             let hint = match socket.remote {
                 None if is_known => Hint::SocketReleased { address: socket.address, port: socket.port },
                 None => return,
+                Some((_, 0)) if has_doubled(aborted.entry(socket.port).or_default()) => {
+                    Hint::ConnectionAborted { port: socket.port }
+                }
                 Some(_) if connections.contains(&socket.port) => {
                     Hint::ConnectionReleased { port: socket.port }
                 }
@@ -135,6 +147,14 @@ impl NetlinkSource {
     }
 }
 
+/// Whether one more makes it a power of two. A listener that closes aborts the connections that nobody accepted
+/// (`inet_child_forget()`): they lose their peer's port, and are announced one by one, twenty microseconds each, before
+/// the listener. A probe for each of them would be too much, also where a busy server aborts connections all day.
+const fn has_doubled(count: &mut u32) -> bool {
+    *count = count.saturating_add(1);
+    count.is_power_of_two()
+}
+
 fn announced(watched: &[Watched]) -> Vec<Announced> {
     let announced = |&Watched { port, connections }: &Watched| Announced { port, connections };
     watched.iter().map(announced).collect()
@@ -142,4 +162,76 @@ fn announced(watched: &[Watched]) -> Vec<Announced> {
 
 fn with_connections(watched: &[Watched]) -> BTreeSet<Port> {
     watched.iter().filter(|watched| watched.connections).map(|watched| watched.port).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpStream};
+    use std::time::Duration;
+
+    use guard_core::model::Owners;
+
+    use super::*;
+    use crate::kernel::sandbox::{REUSE, STRICT, bound, listening, netns};
+    use crate::observe::look::read_table;
+
+    /// What is told after a look at `port` and then `end`, until its listener's own end.
+    fn told(port: Port, end: impl FnOnce()) -> Vec<Hint> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut source = NetlinkSource::new(&[Watched { port, connections: false }], None).unwrap();
+            let mut look = Snapshot {
+                begun: Instant::from_nanos(0),
+                ended: Instant::from_nanos(0),
+                sockets: Vec::new(),
+                processes: BTreeMap::new(),
+            };
+            look.sockets.extend(read_table(&[port]).unwrap().into_iter().map(|row| (row, Owners::NoFile)));
+            source.look(&look, &[]);
+            end();
+            let mut hints = Vec::new();
+            while !hints.iter().any(|hint| matches!(hint, Hint::SocketReleased { .. })) {
+                let mut facts = VecDeque::new();
+                let filled = source.fill(&mut facts, || Instant::from_nanos(1));
+                tokio::time::timeout(Duration::from_secs(10), filled)
+                    .await
+                    .expect("no end in sight")
+                    .unwrap();
+                hints.extend(facts.into_iter().filter_map(|fact| match fact {
+                    Fact::Hinted { hint, .. } => Some(hint),
+                    _ => None,
+                }));
+            }
+            hints
+        })
+    }
+
+    /// The gate stayed shut for 80 ms after a listener with 4,096 connections in its queue was gone.
+    #[test]
+    fn a_queue_that_nobody_accepted_is_told_of_before_its_listener() {
+        netns("a_queue_that_nobody_accepted_is_told_of_before_its_listener", || {
+            let (listener, port) = listening("127.0.0.1", None, REUSE);
+            let connect = |_| TcpStream::connect((Ipv4Addr::LOCALHOST, port.get())).unwrap();
+            let queue: Vec<TcpStream> = (0..10).map(connect).collect();
+            let hints = told(port, move || drop(listener));
+            let (aborted, address) = (Hint::ConnectionAborted { port }, Ipv4Addr::LOCALHOST.into());
+            // The first, the second, the fourth and the eighth.
+            assert_eq!(hints[..4], [aborted; 4]);
+            assert_eq!(hints[4..], [Hint::SocketReleased { address, port }]);
+            drop(queue);
+        });
+    }
+
+    /// Two guards would keep each other awake.
+    #[test]
+    fn a_probe_is_no_reason_to_probe() {
+        netns("a_probe_is_no_reason_to_probe", || {
+            let (listener, port) = listening("127.0.0.1", None, REUSE);
+            let hints = told(port, move || {
+                (0..20).for_each(|_| drop(bound("127.0.0.2", Some(port), STRICT)));
+                drop(listener);
+            });
+            assert_eq!(hints, [Hint::SocketReleased { address: Ipv4Addr::LOCALHOST.into(), port }]);
+        });
+    }
 }

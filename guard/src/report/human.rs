@@ -409,6 +409,9 @@ pub(super) fn step(entry: &Entry, context: &Context, tier: Tier) -> Option<Strin
         Entry::Event(Hint::ConnectionReleased { port }) => {
             format!("kernel: a connection on port {port} is destroyed")
         }
+        Entry::Event(Hint::ConnectionAborted { port }) => {
+            format!("kernel: a connection on port {port} is aborted")
+        }
         Entry::Event(Hint::TimeWaitEnded { port }) => {
             format!("kernel: a TIME_WAIT socket on port {port} is gone")
         }

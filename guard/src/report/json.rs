@@ -544,9 +544,11 @@ impl Body {
             Entry::Event(Hint::SocketReleased { address, port }) => {
                 Body::SocketReleased { address: Some(*address), port: port.get() }
             }
-            Entry::Event(Hint::ConnectionReleased { port } | Hint::TimeWaitEnded { port }) => {
-                Body::SocketReleased { address: None, port: port.get() }
-            }
+            Entry::Event(
+                Hint::ConnectionReleased { port }
+                | Hint::ConnectionAborted { port }
+                | Hint::TimeWaitEnded { port },
+            ) => Body::SocketReleased { address: None, port: port.get() },
             Entry::Event(Hint::OwnerExiting { process, status }) => {
                 let detail = Some(words::exit_status(*status));
                 step("owner_exiting", Detail { detail, ..of(*process) })

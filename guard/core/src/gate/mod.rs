@@ -141,6 +141,11 @@ pub enum Hint {
         /// Its local port.
         port: Port,
     },
+    /// A connection on the port was aborted from here, as a closing listener does with those that nobody accepted.
+    ConnectionAborted {
+        /// Its local port.
+        port: Port,
+    },
     /// A TIME_WAIT or FIN_WAIT2 socket on the port is gone, by time or otherwise.
     TimeWaitEnded {
         /// Its local port.

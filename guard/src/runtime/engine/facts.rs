@@ -55,7 +55,7 @@ impl<W: Witness> Engine<W> {
                 run.hasten();
             }
         }
-        if matches!(hint, Hint::ConnectionReleased { .. }) {
+        if matches!(hint, Hint::ConnectionReleased { .. } | Hint::ConnectionAborted { .. }) {
             return;
         }
         self.tell_outside_runs(port, when, &Entry::Event(hint));
@@ -106,6 +106,7 @@ const fn port(hint: &Hint) -> Option<Port> {
         | Hint::ListenerClosed { port, .. }
         | Hint::SocketReleased { port, .. }
         | Hint::ConnectionReleased { port }
+        | Hint::ConnectionAborted { port }
         | Hint::TimeWaitEnded { port } => Some(*port),
         Hint::OwnerExiting { .. } => None,
     }

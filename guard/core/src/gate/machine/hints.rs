@@ -31,6 +31,8 @@ impl Gate {
                 self.settle = self.settle.min(CONNECTION_PACE);
                 self.recheck_at = self.recheck_at.min(now + CONNECTION_PACE);
             }
+            // The listener itself is told of after the last of them.
+            Hint::ConnectionAborted { .. } => self.hasten_unless_proven(now),
             Hint::TimeWaitEnded { .. } if self.claim_stands => {}
             // They end by the thousand too. The last one that the table showed is
             // what a strict bind waits for.

@@ -166,3 +166,25 @@ fn a_flood_of_events_does_not_push_the_end_of_an_owner_out_of_the_timeline() {
     assert_eq!(timeline.entries().last(), Some(&(BEGIN, Entry::EventsLost(3))), "losses are always shown");
     assert!(timeline.left_out() > 0);
 }
+
+/// The kernel tells of a listener only after thousands of connections that nobody accepted.
+#[test]
+fn an_aborted_connection_leads_to_a_probe_and_proves_nothing() {
+    let mut gate = Gate::new(plan(here()), BEGIN);
+    actions(&mut gate);
+    gate.observe(in_use(0), BEGIN + us(1));
+    actions(&mut gate);
+    gate.observe(look(Role::Service, 10, 20).0, BEGIN + us(20));
+    actions(&mut gate);
+    gate.observe(in_use(21), BEGIN + us(22));
+    actions(&mut gate);
+    let hint = Fact::Hinted { hint: Hint::ConnectionAborted { port: here()[0].port }, at: BEGIN + ms(50) };
+    gate.observe(hint.clone(), BEGIN + ms(50));
+    let probes = |gate: &mut Gate| actions(gate).contains(&Action::Probe);
+    assert!(probes(&mut gate));
+    gate.observe(in_use(50_001), BEGIN + us(50_002));
+    actions(&mut gate);
+    assert_eq!(gate.outcome(), None);
+    gate.observe(hint, BEGIN + ms(51));
+    assert!(probes(&mut gate));
+}
