@@ -1,7 +1,7 @@
 //! Giving memory back that is needed only once.
 //!
 //! Loading the programs reads the kernel's types, and tells aya what it asks of
-//! them: some 5 MiB for some milliseconds. The C library keeps what was freed
+//! them: some 10 MiB for some milliseconds. The C library keeps what was freed
 //! for the process's next wishes, and a guard has no such wishes: it sleeps for weeks.
 
 /// Has large blocks go back to the kernel when they are freed. For the whole

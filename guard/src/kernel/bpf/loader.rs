@@ -7,22 +7,32 @@ use std::thread;
 use aya::EbpfLoader;
 use nix::errno::Errno;
 use nix::libc;
+use tracing::debug;
 
 /// A loader that relocates nothing against the kernel's types.
 ///
 /// `EbpfLoader::new` of aya 0.14 reads and parses all of them before it can be
-/// told not to (<https://github.com/aya-rs/aya/issues/1172>), which took a third
-/// of a start. So it is made on a thread that may open no file and ends at once.
-/// Where such a thread cannot be had, it takes its time.
+/// told not to (<https://github.com/aya-rs/aya/issues/1172>), which takes as long
+/// as the rest of a start. So it is made on a thread that may open no file and
+/// ends at once. Where such a thread cannot be had, it takes its time.
 pub(super) fn loader() -> EbpfLoader<'static> {
-    let alone = || {
-        open_nothing().ok()?;
-        Some(EbpfLoader::new())
-    };
-    let made = thread::Builder::new().name("bpf-loader".to_owned()).spawn(alone);
-    let mut loader = made.ok().and_then(|thread| thread.join().ok()?).unwrap_or_default();
+    let mut loader = without_types().unwrap_or_default();
     loader.btf(None);
     loader
+}
+
+fn without_types() -> Option<EbpfLoader<'static>> {
+    let alone = || {
+        open_nothing()?;
+        io::Result::Ok(EbpfLoader::new())
+    };
+    let made = thread::Builder::new().name("aya-loader".to_owned()).spawn(alone);
+    match made.map(thread::JoinHandle::join) {
+        Ok(Ok(Ok(loader))) => return Some(loader),
+        Ok(Ok(Err(error))) | Err(error) => debug!(%error, "BPF takes longer to load"),
+        Ok(Err(_panicked)) => {}
+    }
+    None
 }
 
 /// From here on every attempt of this thread to open a file is answered with
@@ -59,7 +69,7 @@ mod tests {
 
     #[test]
     fn the_loader_has_no_types_and_the_process_still_opens_files() {
-        let shown = format!("{:?}", loader());
+        let shown = format!("{:?}", without_types().expect("such a thread"));
         assert!(shown.contains("btf: None"), "{shown}");
         assert!(fs::read("/proc/self/stat").is_ok());
     }

@@ -79,12 +79,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_name_has_its_number_and_nothing_else_has_a_name() {
+    fn each_number_has_its_name_and_kind_and_no_other_has_a_name() {
         let names =
             [(Named::Typedef("btf_trace_a"), 7), (Named::Function("b"), 1), (Named::Function("c"), 9)];
-        let shown = format!("{:?}", numbered(&names).unwrap());
-        let kinds = |kind: &str| shown.matches(&format!("{kind}(")).count();
-        assert_eq!((kinds("Typedef"), kinds("Func"), kinds("Fwd")), (1, 2, 6), "{shown}");
+        let bytes = numbered(&names).unwrap().to_bytes();
+        let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
+        let (types, strings) = (24, 24 + 9 * 12);
+        for number in 1..=9_u32 {
+            let at = types + (number as usize - 1) * 12;
+            let name = &bytes[strings + word(at) as usize..];
+            let name = name.split(|&byte| byte == 0).next().unwrap();
+            let expected = names.iter().find(|(_, known)| *known == number);
+            let (expected, kind) = expected.map_or(("", 7 << 24), |(named, _)| (named.name(), named.kind()));
+            assert_eq!((name, word(at + 4)), (expected.as_bytes(), kind), "{number}");
+        }
         assert!(numbered(&[]).is_ok());
     }
 }

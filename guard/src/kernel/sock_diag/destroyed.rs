@@ -394,6 +394,31 @@ mod tests {
         });
     }
 
+    /// `inet_child_forget()` disconnects them. A bind probe has no peer at all.
+    #[test]
+    fn connections_that_nobody_accepted_keep_their_peer_s_address_and_lose_its_port() {
+        const NAME: &str = "connections_that_nobody_accepted_keep_their_peer_s_address_and_lose_its_port";
+        netns(NAME, || {
+            for address in ["127.0.0.1", "::1"] {
+                let (listener, port) = listening(address, None, REUSE);
+                let host: std::net::IpAddr = address.parse().unwrap();
+                let queue: Vec<_> =
+                    (0..10).map(|_| TcpStream::connect((host, port.get())).unwrap()).collect();
+                let without = Announced { port, connections: false };
+                let mut destroyed = DestroyedSockets::subscribe(&[without], None).unwrap();
+                drop(listener);
+                let mut seen = Vec::new();
+                eventually("eleven ends", || {
+                    destroyed.drain(|socket| seen.push(socket.remote)).unwrap();
+                    (seen.len() == 11).then_some(())
+                });
+                assert_eq!(seen.iter().filter(|remote| **remote == Some((host, 0))).count(), 10, "{seen:?}");
+                assert!(seen.contains(&None), "{seen:?}");
+                drop(queue);
+            }
+        });
+    }
+
     #[test]
     fn an_overrun_is_told_and_listening_goes_on() {
         netns("an_overrun_is_told_and_listening_goes_on", || {

@@ -23,16 +23,17 @@ impl Gate {
                 self.claim_stands = false;
                 self.hasten_unless_proven(now);
             }
+            // The listener itself may be told of long after them. A strict bind waits
+            // for the last one of all.
+            Hint::ConnectionAborted { .. } if !self.is_strict() => self.hasten_unless_proven(now),
             // While somebody claims the port, the end of a connection frees nothing.
             Hint::ConnectionReleased { .. } if self.claim_stands => {}
             // A busy server ends thousands a second: they bring the next check
             // nearer, and none of them is worth one of its own.
-            Hint::ConnectionReleased { .. } => {
+            Hint::ConnectionReleased { .. } | Hint::ConnectionAborted { .. } => {
                 self.settle = self.settle.min(CONNECTION_PACE);
                 self.recheck_at = self.recheck_at.min(now + CONNECTION_PACE);
             }
-            // The listener itself is told of after the last of them.
-            Hint::ConnectionAborted { .. } => self.hasten_unless_proven(now),
             Hint::TimeWaitEnded { .. } if self.claim_stands => {}
             // They end by the thousand too. The last one that the table showed is
             // what a strict bind waits for.

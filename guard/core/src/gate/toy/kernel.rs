@@ -321,6 +321,10 @@ impl Kernel {
             sock.bucket.state = TcpState::Close;
             sock.closing = true;
             self.hints.push((now, Hint::ListenerClosed { address, port }));
+            // Somebody was still in its queue.
+            if key.is_multiple_of(2) {
+                self.hints.push((now, Hint::ConnectionAborted { port }));
+            }
             self.later(release, Happening::Release(key));
         } else if let Some(left) = sock.lingers {
             sock.bucket.state = TcpState::TimeWait;
