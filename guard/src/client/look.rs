@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::events::{Bind, Decision, Endpoint, Holder, Snapshot};
 use super::words::{holder, judged, judgement, owner};
-use crate::report::{Exit, printable, span};
+use crate::report::{Exit, and_more, printable, span};
 
 /// More sockets than this are only counted.
 const MOST_HOLDERS: usize = 12;
@@ -105,11 +105,12 @@ impl Look {
         if !left_out.is_empty() {
             lines.push(format!("  and {}", by_state(left_out)));
         }
-        if self.snapshot.holders_left_out > 0 {
-            lines.push(format!("  and {} more", self.snapshot.holders_left_out));
+        let more = self.snapshot.holders_left_out;
+        if lingering.is_empty() && more > 0 {
+            lines.push(format!("  and {more} more"));
         }
         if !lingering.is_empty() {
-            let counted = by_state(&lingering);
+            let counted = and_more(&by_state(&lingering), more);
             lines.push(format!("  besides {counted}, which block only a bind without SO_REUSEADDR"));
         }
         lines

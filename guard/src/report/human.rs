@@ -120,6 +120,11 @@ impl<W: Write> Human<W> {
 
     /// The sockets in the way, with their owners; `busy` when a bind fails now.
     pub fn holders(&mut self, holders: &[JudgedHolder], busy: bool) {
+        self.some_holders(holders, 0, busy);
+    }
+
+    /// The same, where so many connections and TIME_WAIT sockets more were left out.
+    fn some_holders(&mut self, holders: &[JudgedHolder], more: usize, busy: bool) {
         if self.shown == holders {
             return;
         }
@@ -149,8 +154,11 @@ impl<W: Write> Human<W> {
         if !left_out.is_empty() {
             self.line(&format!("  and {}", counted_by_state(left_out)));
         }
+        if lingering.is_empty() && more > 0 {
+            self.line(&format!("  and {more} more"));
+        }
         if !lingering.is_empty() {
-            let counted = counted_by_state(&lingering);
+            let counted = words::and_more(&counted_by_state(&lingering), more);
             self.line(&format!("  besides {counted}, which block only a bind without SO_REUSEADDR"));
         }
     }
@@ -357,11 +365,11 @@ impl<W: Write> Sink for Human<W> {
         self.judges = gate.plan().goal == Goal::Free;
         match entry {
             Entry::Began | Entry::Ended(_) => {}
-            Entry::Looked { holders, .. } => {
+            Entry::Looked { holders, left_out, .. } => {
                 let endpoints: Vec<String> = gate.plan().endpoints.iter().map(words::endpoint).collect();
                 if !holders.is_empty() {
                     self.moment(at, &format!("busy: {}", endpoints.join(" and ")));
-                    self.holders(holders, true);
+                    self.some_holders(holders, *left_out, true);
                 }
             }
             Entry::Probed { outcomes, .. } if !self.verbose => {

@@ -14,4 +14,4 @@ pub use human::Human;
 pub use json::{Body, Event, Json};
 pub use picture::timeline;
 pub use unit::{journal, restart_end, unit_notes, unit_words};
-pub use words::{Context, outcome_code, overall, printable, shorten, span, unit as unit_of_cgroup};
+pub use words::{Context, and_more, outcome_code, overall, printable, shorten, span, unit as unit_of_cgroup};

@@ -251,6 +251,11 @@ pub(super) fn lost_bind(bind: &FailedBind, holders: &[JudgedHolder]) -> String {
     printable(&format!("{who} lost {place}{call}{times} to {winner}{probe}"))
 }
 
+/// `32 ESTABLISHED and 480 more`: what was left out is not passed over.
+pub fn and_more(counted: &str, more: usize) -> String {
+    if more == 0 { counted.to_owned() } else { format!("{counted} and {more} more") }
+}
+
 /// `LISTEN 127.0.0.1:18789, SO_REUSEADDR, backlog 511, 3 waiting to be accepted`
 pub(super) fn socket(socket: &Socket) -> String {
     let mut text =

@@ -13,6 +13,7 @@ each_tier!(
     advice_for_a_person,
     a_refusal_for_a_person,
     a_wait_for_a_person,
+    a_crowd_for_a_person,
     nobody_visible,
     listener_in_another_namespace_is_a_hint,
     owner_in_another_namespace_is_told,
@@ -152,6 +153,20 @@ fn a_wait_for_a_person(world: &World) {
     let told = |part: &str| finished.others.iter().any(|line| line.contains(part));
     assert!(told("it expires in ") && told("--timeout must be longer than that"), "{finished}");
     assert!(told("--evict destroys it as the last resort"), "{finished}");
+}
+
+/// A gateway with 512 connections was shown with 32, which is as many as a run keeps of them.
+fn a_crowd_for_a_person(world: &World) {
+    let port = world.port();
+    let old = world.standin("--accept").listen(HERE, port).start();
+    let clients = world.standin(&format!("--connect {HERE}:{port} --hold-connections 40")).start();
+    let tier = world.tier.name();
+    let number = port.to_string();
+    let free = ["free", "--match=--listen", "--address", HERE, "--tier", tier, "--port", &number];
+    let finished = Portguard::bare(&free).run().expect(0);
+    let told = |part: &str| finished.others.iter().filter(|line| line.contains(part)).count();
+    assert_eq!(told("  besides 32 ESTABLISHED and 8 more, which block only"), 1, "{finished}");
+    assert!(old.all_gone() && clients.all_alive(), "{finished}");
 }
 
 fn status_without_netlink(world: &World, port: u16) -> Finished {
