@@ -85,6 +85,21 @@ fn lasts(socket: &Socket) -> bool {
     socket.state != TcpState::BoundInactive || socket.inode.is_some()
 }
 
+/// A probe that was open while the table was read may be closed when its owner is looked for: then it is nobody's, as
+/// a socket in flight is. What the table does not show any more is in nobody's way.
+fn leave_out_what_went(table: &mut Vec<Socket>, owned: impl Fn(&Socket) -> bool) -> Result<(), LookError> {
+    let doubtful = |socket: &Socket| socket.state == TcpState::BoundInactive && !owned(socket);
+    let ports: BTreeSet<Port> =
+        table.iter().filter(|socket| doubtful(socket)).map(|socket| socket.port).collect();
+    if ports.is_empty() {
+        return Ok(());
+    }
+    let now = read_table(&ports.into_iter().collect::<Vec<_>>())?;
+    let there: BTreeSet<_> = now.iter().filter_map(|socket| socket.cookie).collect();
+    table.retain(|socket| !doubtful(socket) || socket.cookie.is_some_and(|cookie| there.contains(&cookie)));
+    Ok(())
+}
+
 /// A full snapshot: the table, every owner, and the evidence on the owners and
 /// on those who are also wanted.
 fn snapshot(
@@ -120,6 +135,8 @@ fn snapshot(
         }
     }
     let unseen = ownership.unseen.or_else(|| evidence.unreadable());
+    let owned = |socket: &Socket| socket.inode.is_some_and(|inode| ownership.owners.contains_key(&inode));
+    leave_out_what_went(&mut table, owned)?;
     let sockets = table
         .into_iter()
         .map(|socket| {
@@ -262,6 +279,27 @@ mod tests {
                 left
             });
             assert_eq!(left, None);
+        });
+    }
+
+    /// `status` of an unprivileged user called a free port unknown: its own probe was open while the table was read, and
+    /// closed when its owner was looked for.
+    #[test]
+    fn a_probe_that_was_closed_since_the_table_was_read_is_no_holder() {
+        netns("a_probe_that_was_closed_since_the_table_was_read_is_no_holder", || {
+            let (probe, port) = bound("127.0.0.1", None, STRICT);
+            let (lasting, other) = bound("127.0.0.1", None, STRICT);
+            let mut table = read_table(&[port, other]).unwrap();
+            assert_eq!(table.len(), 2);
+            leave_out_what_went(&mut table, |_| false).unwrap();
+            assert_eq!(table.len(), 2, "both are there");
+            drop(probe);
+            let before = table.clone();
+            leave_out_what_went(&mut table, |_| true).unwrap();
+            assert_eq!(table, before, "whose owner was seen is not doubted");
+            leave_out_what_went(&mut table, |_| false).unwrap();
+            assert_eq!(table.iter().map(|socket| socket.port).collect::<Vec<_>>(), [other]);
+            drop(lasting);
         });
     }
 }
