@@ -135,15 +135,21 @@ pub(super) fn take(shared: &Arc<Shared>, stream: UnixStream) {
             return;
         }
     };
-    let Some(seat) = Seat::take(shared, peer.uid) else {
-        shared.hub().metrics.refused += 1;
-        // It may not even be reading: it is told if that takes no time.
-        let _unheard = stream.try_write(FULL);
-        return;
-    };
+    let mut seat = Seat::take(shared, peer.uid);
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
-        let _seat = seat;
+        if seat.is_none() {
+            // Whoever left before this one came has made room, though that task may not have run since:
+            // this one goes on behind all that the kernel has told of until now.
+            tokio::task::yield_now().await;
+            seat = Seat::take(&shared, peer.uid);
+        }
+        let Some(_seat) = seat else {
+            shared.hub().metrics.refused += 1;
+            // It may not even be reading: it is told if that takes no time.
+            let _unheard = stream.try_write(FULL);
+            return;
+        };
         let answer = service_fn(|request| {
             let (shared, peer) = (Arc::clone(&shared), peer.clone());
             async move { Ok::<_, Infallible>(routes::answer(&shared, &peer, &request).await) }
