@@ -22,7 +22,7 @@ use crate::kernel::procfs;
 const PASSES: u32 = 5;
 
 /// Who owns the sockets that were asked for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Ownership {
     /// The confirmed owners of each, ascending. None for a socket that nobody was
     /// seen to own.
@@ -101,6 +101,10 @@ impl OwnerSource {
     /// Who owns `inodes`, by the best that there is now. Never waits for a better one, only
     /// for another thread's pass.
     pub(super) fn owners(&self, inodes: &BTreeSet<SocketInode>, evidence: &mut Evidence) -> Ownership {
+        if inodes.is_empty() {
+            // Nothing that anybody could have open: nobody's files are looked at.
+            return Ownership::default();
+        }
         let shared = locked(&self.0).clone();
         if let Some(loaded) = shared {
             let answer = by_iterator(|| locked(&loaded).lookup.descriptors(inodes), evidence);

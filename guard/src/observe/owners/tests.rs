@@ -3,7 +3,7 @@ use std::collections::VecDeque;
 use guard_core::model::StartTime;
 
 use super::*;
-use crate::kernel::sandbox::{REUSE, Sleeper, inode_of, listening, netns_alone, skip};
+use crate::kernel::sandbox::{REUSE, Sleeper, become_nobody, inode_of, listening, netns, netns_alone, skip};
 
 const SOCKET: SocketInode = SocketInode(7);
 
@@ -91,6 +91,21 @@ fn those_who_come_and_go_too_fast_end_the_asking() {
     assert_eq!(owners(&ownership), [own()]);
     assert!(ownership.unseen.is_some());
     assert_eq!(number, u64::from(PASSES));
+}
+
+/// Whoever looks for something is told that others' files are closed to him.
+#[test]
+fn nobodys_files_are_looked_at_for_no_sockets() {
+    const NAME: &str = "nobodys_files_are_looked_at_for_no_sockets";
+    netns(NAME, || {
+        become_nobody();
+        let seen =
+            |inodes: BTreeSet<SocketInode>| OwnerSource::default().owners(&inodes, &mut Evidence::default());
+        assert!(seen(BTreeSet::from([SOCKET])).unseen.is_some());
+        let ownership = seen(BTreeSet::new());
+        assert!(ownership.owners.is_empty());
+        assert_eq!(ownership.unseen, None);
+    });
 }
 
 #[test]
