@@ -42,6 +42,16 @@ impl Processor {
         Ok(Some(Self(last)))
     }
 
+    /// Takes it back: the current thread, and what it starts from now on, may run there again.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn take_back(self) -> nix::Result<()> {
+        let mut allowed = sched_getaffinity(MYSELF)?;
+        allowed.set(self.0)?;
+        sched_setaffinity(MYSELF, &allowed)
+    }
+
     /// Takes it for the current thread: nobody but the kernel itself interrupts that one.
     ///
     /// # Panics

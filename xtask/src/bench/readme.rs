@@ -24,6 +24,7 @@ const LEFT_OUT: [&str; 2] = ["min", "p90"];
 const CHOSEN: &[(&str, &str)] = &[
     ("release", "killed, 1 MB, queue 0, idle:"),
     ("release", "killed, 500 MB, queue 0, idle:"),
+    ("restart", "polite, 1 MB, nobody spins: total"),
     ("restart", "polite: up"),
     ("host", "connections: throughput"),
     ("host", "BPF programs: time per run"),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use guard_tests::child::Child;
 use guard_tests::lines::Lines;
-use guard_tests::spin::now_ns;
+use guard_tests::spin::{Processor, now_ns};
 use guard_tests::standin::said;
 use guard_tests::{DEADLINE, Tier};
 
@@ -25,6 +25,9 @@ const SIZE: Size = Size { rss: "50M", queue: 0 };
 /// A listener's manners, and its stand-in's reaction to SIGTERM.
 const KINDS: [(&str, &str); 3] =
     [("polite", "exit"), ("slow (300 ms)", "delay=300ms"), ("stubborn", "ignore")];
+
+/// Nobody spins, and the holder is no larger than it must be: the tool's own time, on all processors.
+const UNDISTURBED: &str = "polite, 1 MB, nobody spins";
 
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     SAMPLES
@@ -59,6 +62,10 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         subjects.truncate(1);
         subjects.extend(&clients);
     }
+    bench.processor.map_or(Ok(()), Processor::take_back)?;
+    let undisturbed = undisturbed(bench, &subjects);
+    let _the_same = Processor::set_aside()?;
+    undisturbed?;
     let mut rounds = bench.rounds(50, Duration::from_secs(210), Duration::from_secs(24));
     while let Some(round) = rounds.next_round() {
         SAMPLES.progress(&format!("round {round}"))?;
@@ -68,6 +75,34 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
                     return Ok(());
                 }
                 measure(bench, kind, on_term, subject)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// From the start of the tool to its return, as its user has it who measures nothing else.
+fn undisturbed(bench: &Bench, subjects: &[Subject<'_>]) -> Result<()> {
+    SAMPLES.note(&format!("{UNDISTURBED}: from the start of the tool until it has ended; else as above"))?;
+    let subjects: Vec<_> = subjects
+        .iter()
+        .copied()
+        .filter(|subject| !matches!(subject, Subject::Restart(_) | Subject::RestartClient(_)))
+        .collect();
+    let mut rounds = bench.rounds(50, Duration::from_secs(75), Duration::from_secs(10));
+    while let Some(round) = rounds.next_round() {
+        SAMPLES.progress(&format!("nobody spins, round {round}"))?;
+        for subject in rounds.shuffled(&subjects) {
+            if rounds.late() {
+                return Ok(());
+            }
+            let port = bench.netns.free_port();
+            let _holder = Holder::start(&bench.cell, port, Size { rss: "1M", queue: 0 }, "exit")?;
+            match subject.start(&bench.cell, port, &[]).end().filter(|done| done.success) {
+                Some(done) => {
+                    SAMPLES.span(UNDISTURBED, &subject.name(), "total", done.began_ns, done.ended_ns)?;
+                }
+                None => SAMPLES.yes(UNDISTURBED, &subject.name(), "failed", true)?,
             }
         }
     }
