@@ -98,7 +98,7 @@ impl<W: Write> Human<W> {
             }
         }
         let busy = !matches!(words::overall(&verdicts), Verdict::Free);
-        self.holders(gate.holders(), busy);
+        self.holders(gate.holders(), 0, busy);
         // While this command looked, which is not long.
         for (_, entry) in gate.timeline().entries() {
             if let Entry::BindFailed { bind, holders, .. } = entry {
@@ -118,13 +118,15 @@ impl<W: Write> Human<W> {
         }
     }
 
-    /// The sockets in the way, with their owners; `busy` when a bind fails now.
-    pub fn holders(&mut self, holders: &[JudgedHolder], busy: bool) {
-        self.some_holders(holders, 0, busy);
+    /// Who has the port, unless they are the last that were shown: it is busy.
+    pub fn last_holders(&mut self, gate: &Gate) {
+        let (holders, more) = gate.holders_on_record();
+        self.holders(&holders, more, true);
     }
 
-    /// The same, where so many connections and TIME_WAIT sockets more were left out.
-    fn some_holders(&mut self, holders: &[JudgedHolder], more: usize, busy: bool) {
+    /// The sockets in the way, with their owners, where so many connections and TIME_WAIT sockets `more` were left
+    /// out; `busy` when a bind fails now.
+    pub fn holders(&mut self, holders: &[JudgedHolder], more: usize, busy: bool) {
         if self.shown == holders {
             return;
         }
@@ -245,7 +247,7 @@ impl<W: Write> Human<W> {
             Some(Outcome::StillBusy { pending }) => {
                 let budget = gate.plan().budgets.total.map(span).unwrap_or_default();
                 self.line(&format!("still busy: {endpoints} was not bindable within {budget}"));
-                self.holders(gate.holders(), true);
+                self.last_holders(gate);
                 if gate.holders().is_empty() {
                     // Before the first look nothing is known about holders.
                     let looked = gate.decision().is_some();
@@ -271,10 +273,10 @@ impl<W: Write> Human<W> {
             }
             Some(Outcome::Unknown(reason)) => {
                 self.line(&format!("unknown: {}", words::unknown(reason)));
-                self.holders(gate.holders(), true);
+                self.last_holders(gate);
             }
             Some(Outcome::Refused(refused)) => {
-                self.holders(gate.holders(), true);
+                self.last_holders(gate);
                 let signalled =
                     gate.timeline().entries().iter().any(|(_, e)| matches!(e, Entry::Signalled { .. }));
                 let nobody = if signalled { "" } else { "; nobody was signalled" };
@@ -305,7 +307,7 @@ impl<W: Write> Human<W> {
                     self.line(&format!("  {}", words::rival(rival)));
                 }
                 self.line(&format!("  the way out: {}; then try again", words::way_out(rivals)));
-                self.holders(gate.holders(), true);
+                self.last_holders(gate);
             }
             Some(Outcome::Respawned(rivals)) => {
                 self.line(&format!("taken again by its own unit: {endpoints} is not free"));
@@ -318,11 +320,11 @@ impl<W: Write> Human<W> {
                 self.line(&format!(
                     "not permitted: this user may not signal {processes}; run as root or with CAP_KILL"
                 ));
-                self.holders(gate.holders(), true);
+                self.last_holders(gate);
             }
             Some(Outcome::CannotEvict(why)) => {
                 self.line(&format!("not permitted: {why}"));
-                self.holders(gate.holders(), true);
+                self.last_holders(gate);
             }
             Some(Outcome::CannotSignal(process, why)) => {
                 self.line(&format!("cannot signal pid {process}: {why}"));
@@ -335,7 +337,7 @@ impl<W: Write> Human<W> {
 impl<W: Write> Human<W> {
     /// Why nothing was done, after a look.
     pub fn not_begun(&mut self, gate: &Gate, ahead: &Ahead) {
-        self.holders(gate.holders(), true);
+        self.last_holders(gate);
         match ahead {
             Ahead::Clear => {}
             Ahead::Refused(refused) => {
@@ -369,7 +371,7 @@ impl<W: Write> Sink for Human<W> {
                 let endpoints: Vec<String> = gate.plan().endpoints.iter().map(words::endpoint).collect();
                 if !holders.is_empty() {
                     self.moment(at, &format!("busy: {}", endpoints.join(" and ")));
-                    self.some_holders(holders, *left_out, true);
+                    self.holders(holders, *left_out, true);
                 }
             }
             Entry::Probed { outcomes, .. } if !self.verbose => {

@@ -162,10 +162,19 @@ fn a_crowd_for_a_person(world: &World) {
     let clients = world.standin(&format!("--connect {HERE}:{port} --hold-connections 40")).start();
     let tier = world.tier.name();
     let number = port.to_string();
-    let free = ["free", "--match=--listen", "--address", HERE, "--tier", tier, "--port", &number];
+    let crowd = |finished: &Finished| {
+        let line = "  besides 32 ESTABLISHED and 8 more, which block only";
+        finished.others.iter().filter(|it| it.contains(line)).count()
+    };
+    let here = ["--address", HERE, "--tier", tier, "--port", &number];
+    // It is told live, and not again when the run ends busy.
+    let gate = [&["gate", "--timeout", "1s"], here.as_slice()].concat();
+    let finished = Portguard::bare(&gate).run().expect(1);
+    assert_eq!(crowd(&finished), 1, "{finished}");
+    assert_eq!(finished.others.iter().filter(|line| line.contains("besides")).count(), 1, "{finished}");
+    let free = [&["free", "--match=--listen"], here.as_slice()].concat();
     let finished = Portguard::bare(&free).run().expect(0);
-    let told = |part: &str| finished.others.iter().filter(|line| line.contains(part)).count();
-    assert_eq!(told("  besides 32 ESTABLISHED and 8 more, which block only"), 1, "{finished}");
+    assert_eq!(crowd(&finished), 1, "{finished}");
     assert!(old.all_gone() && clients.all_alive(), "{finished}");
 }
 

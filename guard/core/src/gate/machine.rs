@@ -9,7 +9,7 @@ use crate::model::{
 use crate::prospect::{Prospect, settled};
 use crate::timeline::{Entry, Timeline};
 
-use super::assessment::{Assessment, Past};
+use super::assessment::{Assessment, Past, for_the_record};
 use super::escalation::Escalation;
 use super::verdict::Seen;
 use super::{
@@ -323,6 +323,11 @@ impl Gate {
     /// The holders that the last look found, judged.
     pub fn holders(&self) -> &[JudgedHolder] {
         self.assessment.as_ref().map_or(&[], |assessment| &assessment.holders)
+    }
+
+    /// The same as its timeline keeps them: every claim, some of those that linger, and the number of the others.
+    pub fn holders_on_record(&self) -> (Vec<JudgedHolder>, usize) {
+        for_the_record(self.holders())
     }
 
     /// What the last look read about a process.

@@ -32,7 +32,7 @@ impl Output {
     pub(in crate::cli) fn supervised(&mut self, gate: &Gate, session: &Session, why: &[String]) {
         match self {
             Self::Human(human) => {
-                human.holders(gate.holders(), true);
+                human.last_holders(gate);
                 human.line("refused: nobody was signalled");
                 for line in why {
                     human.line(&format!("  {line}"));
@@ -102,7 +102,8 @@ impl RestartSink for Output {
         match self {
             Self::Human(human) => {
                 let busy = !matches!(overall(&gate.verdicts()), Verdict::Free);
-                human.holders(gate.holders(), busy);
+                let (holders, more) = gate.holders_on_record();
+                human.holders(&holders, more, busy);
             }
             Self::Json(json) => json.looked(gate, tier, now()),
         }
