@@ -12,6 +12,8 @@ use crate::workspace::Workspace;
 pub(crate) struct Machine {
     date: String,
     kernel: String,
+    /// When the kernel takes a processor from itself, which is what a gate waits for on a shared one.
+    preemption: Option<String>,
     processor: String,
     processors: usize,
     memory_mib: u64,
@@ -43,6 +45,7 @@ impl Machine {
             date: read(Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"]))
                 .map_or_else(|_| unknown(), trimmed),
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|_| unknown(), trimmed),
+            preemption: preemption(),
             processor: field("model name").unwrap_or_else(unknown),
             processors: cpuinfo.lines().filter(|line| line.starts_with("processor")).count(),
             memory_mib: memory_mib().unwrap_or_default(),
@@ -56,9 +59,10 @@ impl Machine {
     /// In one line.
     pub(crate) fn line(&self) -> String {
         format!(
-            "{}, Linux {}, {} × {}, {} GiB{}, portguard {}",
+            "{}, Linux {}{}, {} × {}, {} GiB{}, portguard {}",
             self.date,
             self.kernel,
+            self.preemption.as_ref().map(|kind| format!(" (preempt={kind})")).unwrap_or_default(),
             self.processors,
             self.processor,
             self.memory_mib.div_ceil(1024),
@@ -83,6 +87,7 @@ impl Machine {
         json!({
             "date": self.date,
             "kernel": self.kernel,
+            "preemption": self.preemption,
             "processor": self.processor,
             "processors": self.processors,
             "memory_mib": self.memory_mib,
@@ -94,6 +99,31 @@ impl Machine {
             "disturbed": self.disturbed(),
         })
     }
+}
+
+/// As the command line says, else as the kernel was built; `None` where neither is told.
+fn preemption() -> Option<String> {
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let asked = command_line.split_whitespace().rev().find_map(|word| word.strip_prefix("preempt="));
+    asked.map(str::to_owned).or_else(|| {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+        let built = fs::read_to_string(format!("/boot/config-{}", release.trim()))
+            .or_else(|_| read(Command::new("zcat").arg("/proc/config.gz")))
+            .ok()?;
+        built_preemption(&built).map(str::to_owned)
+    })
+}
+
+/// In the words of `preempt=`, see kernel-parameters.
+fn built_preemption(config: &str) -> Option<&'static str> {
+    [
+        ("CONFIG_PREEMPT_NONE=y", "none"),
+        ("CONFIG_PREEMPT_VOLUNTARY=y", "voluntary"),
+        ("CONFIG_PREEMPT=y", "full"),
+        ("CONFIG_PREEMPT_LAZY=y", "lazy"),
+    ]
+    .into_iter()
+    .find_map(|(line, kind)| config.lines().any(|it| it == line).then_some(kind))
 }
 
 fn memory_mib() -> Option<u64> {
@@ -130,6 +160,13 @@ fn load_average() -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_is_preempted_as_it_was_built() {
+        let config = "CONFIG_PREEMPT_BUILD=y\n# CONFIG_PREEMPT_NONE is not set\nCONFIG_PREEMPT=y\nCONFIG_PREEMPT_RCU=y\n";
+        assert_eq!(built_preemption(config), Some("full"));
+        assert_eq!(built_preemption("# CONFIG_PREEMPT is not set\n"), None);
+    }
 
     #[test]
     fn idle_time_is_read_without_counting_guests_twice() {
