@@ -24,6 +24,9 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 /// The longest head of a request.
 const HEAD_BYTES: usize = 16 * 1024;
 
+/// So many are not refused at once: each costs a descriptor meanwhile, and nobody's share bounds them.
+const MOST_WAITING: usize = 64;
+
 /// What is told to a client for which there is no room.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
@@ -42,11 +45,13 @@ pub(super) struct Shared {
 struct Clients {
     most: usize,
     by_user: BTreeMap<u32, usize>,
+    /// Those who found no place and look once more before they are refused.
+    waiting: usize,
 }
 
 impl Shared {
     pub(super) fn new(hub: Hub, access: Access, engines: Engines, most_clients: usize) -> Self {
-        let clients = Clients { most: most_clients, by_user: BTreeMap::new() };
+        let clients = Clients { most: most_clients, ..Clients::default() };
         Self {
             hub: Mutex::new(hub),
             access: Mutex::new(Arc::new(access)),
@@ -125,6 +130,32 @@ impl Drop for Seat {
     }
 }
 
+/// One of those who look once more; there is room for [`MOST_WAITING`], whoever they are.
+struct Waiting(Arc<Shared>);
+
+impl Waiting {
+    fn begin(shared: &Arc<Shared>) -> Option<Self> {
+        let mut clients = unpoisoned(&shared.clients);
+        if clients.waiting >= MOST_WAITING {
+            return None;
+        }
+        clients.waiting += 1;
+        Some(Self(Arc::clone(shared)))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        unpoisoned(&self.0.clients).waiting -= 1;
+    }
+}
+
+fn refuse(shared: &Shared, stream: &UnixStream) {
+    shared.hub().metrics.refused += 1;
+    // It may not even be reading: it is told if that takes no time.
+    let _unheard = stream.try_write(FULL);
+}
+
 /// Serves one connection to its end, on a task of its own.
 pub(super) fn take(shared: &Arc<Shared>, stream: UnixStream) {
     let peer = match peer(&stream) {
@@ -135,23 +166,32 @@ pub(super) fn take(shared: &Arc<Shared>, stream: UnixStream) {
             return;
         }
     };
-    let mut seat = Seat::take(shared, peer.uid);
+    if let Some(seat) = Seat::take(shared, peer.uid) {
+        serve(seat, peer, stream);
+        return;
+    }
+    let Some(waiting) = Waiting::begin(shared) else {
+        refuse(shared, &stream);
+        return;
+    };
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
-        if seat.is_none() {
-            // Whoever left before this one came has made room, though that task may not have run since:
-            // this one goes on behind all that the kernel has told of until now.
-            tokio::task::yield_now().await;
-            seat = Seat::take(&shared, peer.uid);
+        // Whoever left before this one came has made room, though that task may not have run since: this one goes on
+        // behind all that the kernel has told of until now.
+        tokio::task::yield_now().await;
+        drop(waiting);
+        match Seat::take(&shared, peer.uid) {
+            Some(seat) => serve(seat, peer, stream),
+            None => refuse(&shared, &stream),
         }
-        let Some(_seat) = seat else {
-            shared.hub().metrics.refused += 1;
-            // It may not even be reading: it is told if that takes no time.
-            let _unheard = stream.try_write(FULL);
-            return;
-        };
+    });
+}
+
+fn serve(seat: Seat, peer: Peer, stream: UnixStream) {
+    tokio::spawn(async move {
+        let shared = &seat.shared;
         let answer = service_fn(|request| {
-            let (shared, peer) = (Arc::clone(&shared), peer.clone());
+            let (shared, peer) = (Arc::clone(shared), peer.clone());
             async move { Ok::<_, Infallible>(routes::answer(&shared, &peer, &request).await) }
         });
         let served = http1::Builder::new()
