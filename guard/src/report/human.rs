@@ -120,8 +120,9 @@ impl<W: Write> Human<W> {
 
     /// Who has the port, unless they are the last that were shown: it is busy.
     pub fn last_holders(&mut self, gate: &Gate) {
-        let (holders, more) = gate.holders_on_record();
-        self.holders(&holders, more, true);
+        if self.shown != gate.holders_on_record().0 {
+            self.holders(gate.holders(), 0, true);
+        }
     }
 
     /// The sockets in the way, with their owners, where so many connections and TIME_WAIT sockets `more` were left
