@@ -101,29 +101,33 @@ impl Machine {
     }
 }
 
-/// As the command line says, else as the kernel was built; `None` where neither is told.
+/// As the command line says where the kernel heeds it, else as that was built; `None` where its configuration is not
+/// told. What was changed since the boot is not seen.
 fn preemption() -> Option<String> {
-    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let asked = command_line.split_whitespace().rev().find_map(|word| word.strip_prefix("preempt="));
-    asked.map(str::to_owned).or_else(|| {
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
-        let built = fs::read_to_string(format!("/boot/config-{}", release.trim()))
-            .or_else(|_| read(Command::new("zcat").arg("/proc/config.gz")))
-            .ok()?;
-        built_preemption(&built).map(str::to_owned)
-    })
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    let config = fs::read_to_string(format!("/boot/config-{}", release.trim()))
+        .or_else(|_| read(Command::new("zcat").arg("/proc/config.gz")))
+        .ok()?;
+    preempted(&config, &fs::read_to_string("/proc/cmdline").unwrap_or_default())
 }
 
-/// In the words of `preempt=`, see kernel-parameters.
-fn built_preemption(config: &str) -> Option<&'static str> {
-    [
+/// In the words of `preempt=`, see kernel-parameters; `rt` where everything can be preempted.
+fn preempted(config: &str, command_line: &str) -> Option<String> {
+    let has = |line: &str| config.lines().any(|it| it == line);
+    let asked = command_line.split_whitespace().rev().find_map(|word| word.strip_prefix("preempt="));
+    if let Some(kind) = asked
+        && has("CONFIG_PREEMPT_DYNAMIC=y")
+    {
+        return Some(kind.to_owned());
+    }
+    let kinds = [
+        ("CONFIG_PREEMPT_RT=y", "rt"),
         ("CONFIG_PREEMPT_NONE=y", "none"),
         ("CONFIG_PREEMPT_VOLUNTARY=y", "voluntary"),
         ("CONFIG_PREEMPT=y", "full"),
         ("CONFIG_PREEMPT_LAZY=y", "lazy"),
-    ]
-    .into_iter()
-    .find_map(|(line, kind)| config.lines().any(|it| it == line).then_some(kind))
+    ];
+    kinds.into_iter().find_map(|(line, kind)| has(line).then(|| kind.to_owned()))
 }
 
 fn memory_mib() -> Option<u64> {
@@ -162,10 +166,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kernel_is_preempted_as_it_was_built() {
+    fn a_kernel_is_preempted_as_it_was_built_or_told() {
         let config = "CONFIG_PREEMPT_BUILD=y\n# CONFIG_PREEMPT_NONE is not set\nCONFIG_PREEMPT=y\nCONFIG_PREEMPT_RCU=y\n";
-        assert_eq!(built_preemption(config), Some("full"));
-        assert_eq!(built_preemption("# CONFIG_PREEMPT is not set\n"), None);
+        assert_eq!(preempted(config, "quiet preempt=none").as_deref(), Some("full"), "it does not heed that");
+        let dynamic = format!("{config}CONFIG_PREEMPT_DYNAMIC=y\n");
+        assert_eq!(preempted(&dynamic, "quiet preempt=none").as_deref(), Some("none"));
+        assert_eq!(preempted(&dynamic, "quiet").as_deref(), Some("full"));
+        assert_eq!(preempted("# CONFIG_PREEMPT is not set\n", "preempt=full"), None);
     }
 
     #[test]

@@ -97,12 +97,13 @@ fn undisturbed(bench: &Bench, subjects: &[Subject<'_>]) -> Result<()> {
                 return Ok(());
             }
             let port = bench.netns.free_port();
-            let _holder = Holder::start(&bench.cell, port, Size { rss: "1M", queue: 0 }, "exit")?;
-            match subject.start(&bench.cell, port, &[]).end().filter(|done| done.success) {
-                Some(done) => {
+            let done = Holder::start(&bench.cell, port, Size { rss: "1M", queue: 0 }, "exit")
+                .and_then(|_holder| subject.start(&bench.cell, port, &[]).end().context("it did not end"));
+            match done {
+                Ok(done) if done.success => {
                     SAMPLES.span(UNDISTURBED, &subject.name(), "total", done.began_ns, done.ended_ns)?;
                 }
-                None => SAMPLES.yes(UNDISTURBED, &subject.name(), "failed", true)?,
+                _ => SAMPLES.yes(UNDISTURBED, &subject.name(), "failed", true)?,
             }
         }
     }
