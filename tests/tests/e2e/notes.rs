@@ -169,7 +169,7 @@ fn a_crowd_for_a_person(world: &World) {
     let here = ["--address", HERE, "--tier", tier, "--port", &number];
     // It is told live, and not again when the run ends busy: before a second look, for which connections may have
     // been accepted.
-    let gate = [&["gate", "--timeout", "700ms"], here.as_slice()].concat();
+    let gate = [&["gate", "--timeout", "950ms"], here.as_slice()].concat();
     let finished = Portguard::bare(&gate).run().expect(1);
     assert_eq!(crowd(&finished), 1, "{finished}");
     assert_eq!(finished.others.iter().filter(|line| line.contains("besides")).count(), 1, "{finished}");
