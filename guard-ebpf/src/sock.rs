@@ -26,6 +26,15 @@ impl Typed {
         // SAFETY: the verifier knows the type, and the guard found a member of this size there.
         unsafe { core::ptr::read_volatile(self.0.add(offset).cast::<u16>()) }
     }
+
+    /// Whether it has a peer's port. A listener never has; a connection that was reset may have
+    /// lost it.
+    #[inline(always)]
+    pub(crate) fn has_peer(&self) -> bool {
+        let offset = setting!(sock_remote_port) as usize;
+        // SAFETY: as for the number, which is the member beside it.
+        unsafe { core::ptr::read_volatile(self.0.add(offset).cast::<u16>()) != 0 }
+    }
 }
 
 impl Socket for Sock {

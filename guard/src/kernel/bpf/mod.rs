@@ -247,9 +247,8 @@ impl Bpf {
     /// What the programs could not report until now.
     ///
     /// Not every loss makes the descriptor readable: ask after each
-    /// [`drain`](Self::drain), and before a gate opens. Costs some microseconds,
-    /// most of them for the runs that the kernel skipped; after a drain,
-    /// [`lost_quick`](Self::lost_quick) may stand in.
+    /// [`drain`](Self::drain), once its events are dealt with. Costs some microseconds,
+    /// most of them for the runs that the kernel skipped.
     ///
     /// # Errors
     ///
@@ -260,15 +259,8 @@ impl Bpf {
         Ok(lost)
     }
 
-    /// As [`lost`](Self::lost), but without `skipped`, which is 0: one system call.
-    ///
-    /// Compare it only with itself. A gate must not open on it alone, because a
-    /// skipped run is a lost event too.
-    ///
-    /// # Errors
-    ///
-    /// When the counters cannot be read; then assume the worst.
-    pub fn lost_quick(&self) -> Result<Lost, BpfError> {
+    /// As [`lost`](Self::lost), but without `skipped`, which is 0.
+    fn lost_quick(&self) -> Result<Lost, BpfError> {
         let failed = |error| BpfError::map("read", map::LOST, error);
         let mut lost = Lost { malformed: self.malformed, ..Lost::default() };
         for cpu in self.lost.get(&0, 0).map_err(failed)?.iter() {

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use crate::Bench;
 use crate::process::cpu_ns;
-use crate::programs::{Statistics, runs};
+use crate::programs::{Empty, Statistics, runs};
 use crate::sample::{Samples, Unit};
 use crate::served;
 use crate::subject::{Subject, tiers};
@@ -29,6 +29,8 @@ const BATCH: u32 = 250;
 enum Watcher<'a> {
     /// Nobody: what the others are compared with, compared with itself.
     Nobody,
+    /// Programs that do nothing, on the tracepoints that portguard's are on: no program there can cost less.
+    Empty,
     /// A gate that waits for the very port.
     SamePort(Tier),
     /// A gate that waits for another port.
@@ -45,6 +47,7 @@ impl Watcher<'_> {
     fn name(self) -> String {
         match self {
             Self::Nobody => "nothing (control)".to_owned(),
+            Self::Empty => "empty programs on the same tracepoints (control)".to_owned(),
             Self::SamePort(tier) => format!("portguard gate, {tier}, on that port"),
             Self::OtherPort(tier) => format!("portguard gate, {tier}, on another port"),
             Self::ServesPort(tier) => format!("{}, on that port", served::name(tier)),
@@ -62,6 +65,8 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
          the measure of each slice. A slice counts as its median batch of 250 connections: an interruption, of which a \
          virtual machine has many, is nobody's cost",
         "tcpstates prints a line for every change of state, as it does for its users",
+        "the empty programs are on inet_sock_set_state and tcp_destroy_sock: the difference to them is what portguard's \
+         own do there",
         "nanoseconds per run are the kernel's own (BPF_ENABLE_STATS), which include reading the clock twice",
     ] {
         SAMPLES.note(note)?;
@@ -71,6 +76,9 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     let tcpstates = find_tcpstates();
     let tiers = tiers(SAMPLES)?;
     let mut watchers = vec![Watcher::Nobody];
+    if tiers.contains(&Tier::Ebpf) {
+        watchers.push(Watcher::Empty);
+    }
     for tier in tiers.into_iter().filter(|&tier| tier != Tier::Poll) {
         watchers.extend([Watcher::ServesPort(tier), Watcher::ServesOther(tier)]);
         watchers.extend([Watcher::SamePort(tier), Watcher::OtherPort(tier)]);
@@ -105,13 +113,24 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
 enum Watching {
     Alone(Child),
     Sidecar(Sidecar),
+    Empty { _programs: Empty },
 }
 
 impl Watching {
+    /// Who has the programs' descriptors.
     fn pid(&self) -> i32 {
         match self {
             Self::Alone(child) => child.id.pid,
             Self::Sidecar(sidecar) => sidecar.child.id.pid,
+            Self::Empty { .. } => Pid::this().as_raw(),
+        }
+    }
+
+    /// CPU time of a process that watches and does nothing else.
+    fn cpu_ns(&self) -> u64 {
+        match self {
+            Self::Alone(_) | Self::Sidecar(_) => cpu_ns(self.pid()),
+            Self::Empty { .. } => 0,
         }
     }
 }
@@ -162,6 +181,7 @@ impl Site {
     fn watch(&self, bench: &Bench, watcher: Watcher<'_>) -> Result<Option<Watching>> {
         let (port, tier) = match watcher {
             Watcher::Nobody => return Ok(None),
+            Watcher::Empty => return Ok(Some(Watching::Empty { _programs: Empty::attach()? })),
             Watcher::SamePort(tier) => (self.busy.local_addr()?.port(), tier),
             Watcher::OtherPort(tier) => (self.other.local_addr()?.port(), tier),
             Watcher::ServesPort(tier) => return serve(&self.busy, tier).map(Some),
@@ -192,9 +212,9 @@ fn compare(bench: &Bench, site: &Site, watcher: Watcher<'_>, connections: u32) -
         Err(error) => return SAMPLES.absent(&name, &format!("{error:#}")),
     };
     site.churn(connections / 20)?;
-    let used = child.as_ref().map_or(0, |child| cpu_ns(child.pid()));
+    let used = child.as_ref().map_or(0, Watching::cpu_ns);
     let during = site.churn(connections)?;
-    let used = child.as_ref().map_or(0, |child| cpu_ns(child.pid())).saturating_sub(used);
+    let used = child.as_ref().map_or(0, Watching::cpu_ns).saturating_sub(used);
     drop(child);
     site.churn(connections / 20)?;
     let after = site.churn(connections)?;

@@ -156,6 +156,29 @@ fn a_probe_that_began_at_the_very_moment_of_a_listen_proves_nothing() {
     assert!(!matches!(gate.verdicts()[0], Verdict::Free));
 }
 
+/// It has the next probe's code and data in the processor's caches when the port is given back. A strict one would
+/// be in the service's way.
+#[test]
+fn an_owners_exit_brings_one_silent_probe_unless_it_is_strict() {
+    let owner = Kernel::new().old(Birth::of(Role::Service));
+    for (endpoint, probes) in [(spec("127.0.0.1"), 1), (strict("127.0.0.1"), 0)] {
+        let mut gate = Gate::new(plan(vec![endpoint]), BEGIN);
+        let busy = |begun| Fact::Probed { outcomes: vec![BindOutcome::InUse], begun };
+        gate.observe(busy(BEGIN), BEGIN + us(1));
+        while gate.next_action().is_some() {}
+        let at = BEGIN + us(10);
+        let hint = Hint::OwnerExiting { process: owner, status: None };
+        gate.observe(Fact::Hinted { hint, at }, at + us(1));
+        let recorded = gate.timeline().entries().len();
+        let asked: Vec<_> = std::iter::from_fn(|| gate.next_action()).collect();
+        assert_eq!(asked.len(), probes, "{asked:?}");
+        assert!(asked.iter().all(|action| matches!(action, crate::gate::Action::Probe)), "{asked:?}");
+        gate.observe(busy(at + us(1)), at + us(2));
+        assert_eq!(gate.timeline().entries().len(), recorded, "nothing new is told of");
+        assert_eq!(gate.outcome(), None);
+    }
+}
+
 /// A socket table does not tell a client's own port from an old server's connection.
 #[test]
 fn the_owner_of_a_mere_connection_is_waited_for_and_never_signalled() {
