@@ -53,6 +53,10 @@ const LISTEN: u32 = 1 << 10;
 /// is torn by an overrun receive buffer, which a second try seldom meets.
 const ATTEMPTS: u32 = 4;
 
+/// How often a socket that the table shows is looked for by its address: the moment in which neither it
+/// nor its TIME_WAIT socket is found passes by itself.
+const DESTROY_ATTEMPTS: u32 = 4;
+
 const NEEDS_DIAG: &str =
     "a kernel with CONFIG_INET_DIAG and CONFIG_INET_TCP_DIAG, and a sandbox that allows AF_NETLINK";
 const NEEDS_DESTROY: &str =
@@ -229,25 +233,32 @@ impl SockDiag {
             states: StateFlags::from_bits_retain(ALL_STATES),
             socket_id,
         }));
-        match self.channel.exchange(request, NLM_F_ACK, "destroying a socket", |_| Ok(()))? {
-            // One acknowledgement cannot be torn: it fits into every buffer.
-            Ending::Whole | Ending::Torn => Ok(()),
-            Ending::Refused(Errno::EOPNOTSUPP) => Err(DestroyError::Unsupported { needs: NEEDS_DESTROY }),
-            Ending::Refused(Errno::EPERM | Errno::EACCES) => {
-                Err(DestroyError::Denied { capability: "CAP_NET_ADMIN" })
-            }
-            Ending::Refused(Errno::ENOENT | Errno::ESTALE) => Err(self.why_not_found(socket.port, cookie)?),
-            Ending::Refused(errno) => {
-                Err(SockDiagError::Failed { operation: "destroying a socket", source: errno.into() }.into())
+        for _ in 0..DESTROY_ATTEMPTS {
+            let request = request.clone();
+            match self.channel.exchange(request, NLM_F_ACK, "destroying a socket", |_| Ok(()))? {
+                // One acknowledgement cannot be torn: it fits into every buffer.
+                Ending::Whole | Ending::Torn => return Ok(()),
+                // The kernel says so for a socket that is gone, for one that its lookup by address
+                // does not reach, and for one that becomes its TIME_WAIT socket at this moment.
+                Ending::Refused(Errno::ENOENT | Errno::ESTALE) => {
+                    if !self.dump(socket.port)?.iter().any(|there| there.cookie == Some(cookie)) {
+                        return Err(DestroyError::Gone);
+                    }
+                }
+                Ending::Refused(Errno::EOPNOTSUPP) => {
+                    return Err(DestroyError::Unsupported { needs: NEEDS_DESTROY });
+                }
+                Ending::Refused(Errno::EPERM | Errno::EACCES) => {
+                    return Err(DestroyError::Denied { capability: "CAP_NET_ADMIN" });
+                }
+                Ending::Refused(errno) => {
+                    let failed =
+                        SockDiagError::Failed { operation: "destroying a socket", source: errno.into() };
+                    return Err(failed.into());
+                }
             }
         }
-    }
-
-    /// The kernel says ENOENT both for a socket that is gone and for one that
-    /// its lookup by address does not reach; the table tells them apart.
-    fn why_not_found(&mut self, port: Port, cookie: SocketCookie) -> Result<DestroyError, SockDiagError> {
-        let still_there = self.dump(port)?.iter().any(|socket| socket.cookie == Some(cookie));
-        Ok(if still_there { DestroyError::NotAddressable } else { DestroyError::Gone })
+        Err(DestroyError::NotAddressable)
     }
 }
 

@@ -327,6 +327,40 @@ fn destroying_a_connection_ends_it_for_both_sides() {
     });
 }
 
+/// Seen once: for the moment in which a socket becomes its TIME_WAIT socket the kernel finds neither by address.
+#[test]
+fn a_socket_that_is_being_closed_is_destroyed_or_gone_and_never_out_of_reach() {
+    const CONNECTIONS: usize = 200;
+    netns("a_socket_that_is_being_closed_is_destroyed_or_gone_and_never_out_of_reach", || {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = Port::new(listener.local_addr().unwrap().port()).unwrap();
+        let mut diag = SockDiag::open().unwrap();
+        for _ in 0..20 {
+            let connect = |_| {
+                let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                (listener.accept().unwrap().0, client)
+            };
+            let (servers, clients): (Vec<_>, Vec<_>) = (0..CONNECTIONS).map(connect).unzip();
+            let mut rows: BTreeMap<_, _> = dump(port)
+                .into_iter()
+                .filter(|row| row.state == TcpState::Established)
+                .map(|row| (row.remote.unwrap(), row))
+                .collect();
+            let order: Vec<_> = clients.iter().map(|client| client.local_addr().unwrap()).collect();
+            let closing = std::thread::spawn(move || drop(servers));
+            for address in order {
+                let row = rows.remove(&(address.ip(), address.port())).unwrap();
+                match diag.destroy(&row) {
+                    // Old kernels do not destroy TIME_WAIT.
+                    Ok(()) | Err(DestroyError::Gone | DestroyError::Unsupported { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            closing.join().unwrap();
+        }
+    });
+}
+
 #[test]
 fn a_bound_only_socket_cannot_be_destroyed_by_address() {
     netns("a_bound_only_socket_cannot_be_destroyed_by_address", || {
