@@ -28,7 +28,7 @@ impl Typed {
     }
 
     /// Whether it has a peer's port. A listener never has; a connection that was reset may have
-    /// lost it.
+    /// lost its own.
     #[inline(always)]
     pub(crate) fn has_peer(&self) -> bool {
         let offset = setting!(sock_remote_port) as usize;

@@ -27,8 +27,10 @@ fn pg_raw_destroy(ctx: BtfTracePointContext) {
     if number != 0 && !port_is_watched(number) {
         return;
     }
-    // SAFETY: only the presence matters. A client's socket, the usual one without a port, is not even looked up.
-    let left_listen = || !sock.has_peer() && unsafe { maps::CLOSING.get(sock.0 as u64) }.is_some();
+    // The usual socket without a port is a client's. Whoever has its port and a peer may have listened before.
+    let is_clients = || number == 0 && sock.has_peer();
+    // SAFETY: only the presence matters.
+    let left_listen = || !is_clients() && unsafe { maps::CLOSING.get(sock.0 as u64) }.is_some();
     if !port_is_watched(CONNECTIONS) && !left_listen() {
         return;
     }

@@ -92,10 +92,10 @@ impl EbpfSource {
     ) -> Result<(), FillError> {
         let Self { bpf, log, owners, losers, lost, unchecked } = self;
         if std::mem::take(unchecked) {
-            // The last facts are dealt with: now there is time to ask how often
-            // the kernel skipped a program, which is slow to read. Before the first
-            // event, all that is slow for the first time only is done here (pages
-            // that are touched, CPUs that are counted), and not when a gate waits.
+            // The last facts are dealt with: now there is time to ask what was lost,
+            // which is slow to read. Before the first event, all that is slow for the
+            // first time only is done here (pages that are touched, CPUs that are
+            // counted), and not when a gate waits.
             let source = &mut bpf.get_mut().0;
             source.drain(|event| take_in(event, owners, losers, facts));
             report_lost(source.lost(), lost, facts)?;
@@ -114,7 +114,7 @@ impl EbpfSource {
         }
         let source = &mut bpf.get_mut().0;
         source.drain(|event| take_in(event, owners, losers, facts));
-        // What was lost is asked for once these facts are dealt with: a gate may be waiting for them.
+        // What was lost is asked for once these are dealt with: a gate may be waiting for them.
         *unchecked = true;
         if let Some(log) = log {
             log.flush();

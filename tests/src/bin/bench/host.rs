@@ -65,8 +65,8 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
          the measure of each slice. A slice counts as its median batch of 250 connections: an interruption, of which a \
          virtual machine has many, is nobody's cost",
         "tcpstates prints a line for every change of state, as it does for its users",
-        "the empty programs are on inet_sock_set_state and tcp_destroy_sock: the difference to them is what portguard's \
-         own do there",
+        "the empty programs are on inet_sock_set_state and tcp_destroy_sock: less than they cost no program there can. \
+         portguard's do more, and may be on other hooks besides: those listed with their runs per connection",
         "nanoseconds per run are the kernel's own (BPF_ENABLE_STATS), which include reading the clock twice",
     ] {
         SAMPLES.note(note)?;

@@ -118,7 +118,7 @@ struct Open {
 fn attach_empty(tracepoint: &CStr) -> Result<OwnedFd> {
     const BPF_PROG_TYPE_RAW_TRACEPOINT: u32 = 17;
     /// `r0 = 0`, `exit`: bytes that read the same in either order.
-    const NOTHING: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 0, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
+    static NOTHING: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 0, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
     let mut load = Load {
         program_type: BPF_PROG_TYPE_RAW_TRACEPOINT,
         instruction_count: 2,

@@ -8,6 +8,9 @@ use crate::gate::{Goal, Hint};
 use crate::model::{ExitStatus, Instant, ProcessId, Signal, Socket, TcpState};
 use crate::timeline::Entry;
 
+/// For so long a probe is taken to have left everything at hand for the next one.
+const WARM: Duration = Duration::from_millis(1);
+
 impl Gate {
     pub(super) fn take_hint(&mut self, hint: Hint, at: Instant, now: Instant) {
         self.timeline.record(at, Entry::Event(hint));
@@ -47,15 +50,15 @@ impl Gate {
                     self.recheck_at = self.recheck_at.min(now + CONNECTION_PACE);
                 }
             }
-            // Its sockets are still open: this only explains what follows.
+            // Its sockets are still open: this explains what follows, and prepares for it.
             Hint::OwnerExiting { process, status } => {
                 if let Some(status) = status {
                     self.exit_statuses.insert(process, status);
                 }
                 // The probe that counts follows in a moment. What it needs, here and in the kernel, this one
-                // brings into the processor's caches: on a processor that did something else for a
-                // while, both take half as long the second time.
-                self.want.probe |= !self.is_strict();
+                // brings into the processor's caches. Workers that end together need one for all.
+                let warm = self.probe.as_ref().is_some_and(|probe| now.since(probe.begun) < WARM);
+                self.want.probe |= !warm && !self.is_strict();
             }
         }
     }

@@ -166,15 +166,17 @@ fn an_owners_exit_brings_one_silent_probe_unless_it_is_strict() {
         let busy = |begun| Fact::Probed { outcomes: vec![BindOutcome::InUse], begun };
         gate.observe(busy(BEGIN), BEGIN + us(1));
         while gate.next_action().is_some() {}
-        let at = BEGIN + us(10);
-        let hint = Hint::OwnerExiting { process: owner, status: None };
-        gate.observe(Fact::Hinted { hint, at }, at + us(1));
+        let at = BEGIN + ms(2);
+        let exiting = || Fact::Hinted { hint: Hint::OwnerExiting { process: owner, status: None }, at };
+        gate.observe(exiting(), at + us(1));
         let recorded = gate.timeline().entries().len();
         let asked: Vec<_> = std::iter::from_fn(|| gate.next_action()).collect();
         assert_eq!(asked.len(), probes, "{asked:?}");
         assert!(asked.iter().all(|action| matches!(action, crate::gate::Action::Probe)), "{asked:?}");
         gate.observe(busy(at + us(1)), at + us(2));
         assert_eq!(gate.timeline().entries().len(), recorded, "nothing new is told of");
+        gate.observe(exiting(), at + us(3));
+        assert!(gate.next_action().is_none(), "another one that exits at the same time brings none");
         assert_eq!(gate.outcome(), None);
     }
 }
