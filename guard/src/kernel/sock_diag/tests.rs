@@ -327,7 +327,7 @@ fn destroying_a_connection_ends_it_for_both_sides() {
     });
 }
 
-/// Seen once: for the moment in which a socket becomes its TIME_WAIT socket the kernel finds neither by address.
+/// For the moment in which a socket becomes its TIME_WAIT socket the kernel finds neither by address.
 #[test]
 fn a_socket_that_is_being_closed_is_destroyed_or_gone_and_never_out_of_reach() {
     const CONNECTIONS: usize = 200;

@@ -103,7 +103,12 @@ fn undisturbed(bench: &Bench, subjects: &[Subject<'_>]) -> Result<()> {
                 Ok(done) if done.success => {
                     SAMPLES.span(UNDISTURBED, &subject.name(), "total", done.began_ns, done.ended_ns)?;
                 }
-                _ => SAMPLES.yes(UNDISTURBED, &subject.name(), "failed", true)?,
+                failed => {
+                    if let Err(error) = failed {
+                        SAMPLES.progress(&format!("{UNDISTURBED}, {}: {error:#}", subject.name()))?;
+                    }
+                    SAMPLES.yes(UNDISTURBED, &subject.name(), "failed", true)?;
+                }
             }
         }
     }
