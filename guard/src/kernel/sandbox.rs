@@ -3,14 +3,14 @@
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guard_core::model::{BindSpec, Port, ProcessId, SocketInode, Tgid};
+use guard_core::model::{BindSpec, Port, ProcessId, SocketInode, TcpState, Tgid};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::sys::socket::{
@@ -19,6 +19,8 @@ use nix::sys::socket::{
 };
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork};
+
+use crate::kernel::sock_diag::SockDiag;
 
 /// Longest that a test waits for a condition before it calls it a failure.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -184,6 +186,20 @@ pub(crate) fn spec(address: &str, port: Port, flags: Flags) -> BindSpec {
         reuse_port: flags.reuse_port,
         ..BindSpec::reusable(address.parse().unwrap(), port)
     }
+}
+
+/// Connections to the listener of `port` at `host` that it does not accept: all of them are in its queue.
+/// `connect()` alone is back before the last segment of its handshake has reached the listener.
+pub(crate) fn queued(host: impl Into<IpAddr>, port: Port, count: usize) -> Vec<TcpStream> {
+    let host = host.into();
+    let clients = (0..count).map(|_| TcpStream::connect((host, port.get())).unwrap()).collect();
+    let mut diag = SockDiag::open().unwrap();
+    eventually("all connections in the accept queue", || {
+        let sockets = diag.dump(port).unwrap();
+        let listener = sockets.iter().find(|socket| socket.state == TcpState::Listen);
+        (listener.and_then(|it| it.accept_queue) == u32::try_from(count).ok()).then_some(())
+    });
+    clients
 }
 
 /// Waits until `probe` gives a value, and fails the test when it never does.

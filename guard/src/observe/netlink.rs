@@ -173,13 +173,13 @@ fn with_connections(watched: &[Watched]) -> BTreeSet<Port> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, TcpStream};
+    use std::net::Ipv4Addr;
     use std::time::Duration;
 
     use guard_core::model::Owners;
 
     use super::*;
-    use crate::kernel::sandbox::{REUSE, STRICT, bound, listening, netns};
+    use crate::kernel::sandbox::{REUSE, STRICT, bound, listening, netns, queued};
     use crate::observe::look::read_table;
 
     /// So many hints after a look at `port` and then `end`.
@@ -218,8 +218,7 @@ mod tests {
     fn a_queue_that_nobody_accepted_is_told_of_as_it_goes() {
         netns("a_queue_that_nobody_accepted_is_told_of_as_it_goes", || {
             let (listener, port) = listening("127.0.0.1", None, REUSE);
-            let connect = |_| TcpStream::connect((Ipv4Addr::LOCALHOST, port.get())).unwrap();
-            let queue: Vec<TcpStream> = (0..10).map(connect).collect();
+            let queue = queued(Ipv4Addr::LOCALHOST, port, 10);
             let hints = told(port, 5, move || drop(listener));
             // The first, the second, the fourth and the eighth.
             let aborted = hints.iter().filter(|hint| **hint == Hint::ConnectionAborted { port }).count();

@@ -12,7 +12,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use super::*;
 use crate::kernel::procfs;
 use crate::kernel::sandbox::{
-    Flags, REUSE, STRICT, become_nobody, bound, eventually, inode_of, listening, netns, root_or_skip,
+    Flags, REUSE, STRICT, become_nobody, bound, eventually, inode_of, listening, netns, queued, root_or_skip,
     try_bound,
 };
 
@@ -59,7 +59,7 @@ fn both_families_come_of_one_walk_ipv4_first() {
 fn a_listener_shows_with_inode_uid_queue_and_backlog() {
     netns("a_listener_shows_with_inode_uid_queue_and_backlog", || {
         let (fd, port) = listening("127.0.0.1", None, REUSE);
-        let _waiting = TcpStream::connect((Ipv4Addr::LOCALHOST, port.get())).unwrap();
+        let _waiting = queued(Ipv4Addr::LOCALHOST, port, 1);
         let sockets = dump(port);
         let listener = sockets.iter().find(|s| s.state == TcpState::Listen).unwrap();
         assert_eq!(listener.address, Ipv4Addr::LOCALHOST);

@@ -1,13 +1,13 @@
 //! The life of listeners and connections.
 
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 
 use guard_core::model::TcpState;
 use nix::sys::socket::{Backlog, Shutdown, listen, shutdown};
 
 use super::*;
-use crate::kernel::sandbox::{eventually, listening};
+use crate::kernel::sandbox::{eventually, listening, queued};
 
 #[test]
 fn a_listener_opens_closes_and_is_released() {
@@ -102,8 +102,7 @@ fn children_in_the_accept_queue_are_not_taken_for_the_listener() {
                 return;
             };
             listen(&fd, Backlog::new(CHILDREN as i32).unwrap()).unwrap();
-            let clients: Vec<_> =
-                (0..CHILDREN).map(|_| TcpStream::connect(("127.0.0.1", port.get())).unwrap()).collect();
+            let clients = queued(Ipv4Addr::LOCALHOST, port, CHILDREN);
             drop(fd);
             let seen = watcher.until_released(port);
             let listener = socket(&seen[0]).skaddr;

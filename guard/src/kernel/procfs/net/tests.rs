@@ -1,7 +1,7 @@
 use std::net::{TcpListener, TcpStream};
 
 use super::*;
-use crate::kernel::sandbox::{REUSE, bound, eventually, inode_of, listening, netns};
+use crate::kernel::sandbox::{REUSE, bound, eventually, inode_of, listening, netns, queued};
 use crate::kernel::sock_diag::SockDiag;
 
 /// What both sources can say.
@@ -19,9 +19,9 @@ fn proc_net_tcp_agrees_with_sock_diag() {
         for address in ["127.0.0.1", "::", "::ffff:127.0.0.1"] {
             let (fd, port) = listening(address, None, REUSE);
             let listener = TcpListener::from(fd);
-            let connect = || TcpStream::connect((Ipv4Addr::LOCALHOST, port.get())).unwrap();
-            let (client, (server, _)) = (connect(), listener.accept().unwrap());
-            let _waiting = connect();
+            let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port.get())).unwrap();
+            let (server, _) = listener.accept().unwrap();
+            let _waiting = queued(Ipv4Addr::LOCALHOST, port, 1);
             let by_proc = sockets(port).unwrap();
             assert_eq!(by_proc.len(), 3);
             let by_diag = || SockDiag::open().unwrap().dump(port).unwrap();
