@@ -316,6 +316,7 @@ impl Session {
             while let Some(action) = gate.next_action() {
                 if let Some(fact) = self.perform(action) {
                     gate.observe(fact, now());
+                    self.doors.taken_in();
                     for gone in self.doors.watch_again() {
                         gate.observe(gone, now());
                     }

@@ -44,6 +44,8 @@ pub fn bind_all(specs: &[BindSpec]) -> Vec<BindOutcome> {
 pub struct Prober {
     /// Sockets with the flags of their spec, not bound.
     ready: Vec<(BindSpec, OwnedFd)>,
+    /// Those of the last probe that are still bound.
+    held: Vec<(BindSpec, OwnedFd)>,
 }
 
 /// More than one run has endpoints. What is beyond drives out what was kept for longest.
@@ -57,11 +59,14 @@ impl Prober {
     /// port without `SO_REUSEADDR`, or the same spec twice) are not held together:
     /// the earlier one is closed before the later one is tried, because the
     /// question is who *else* is in the way.
+    ///
+    /// The kernel takes longer to close a bound socket than to bind it. A service with `SO_REUSEADDR` can bind and
+    /// listen meanwhile, so that a probe for such services alone stays open until [`Prober::let_go`].
     pub fn bind_all(&mut self, specs: &[BindSpec]) -> Vec<BindOutcome> {
-        let mut held: Vec<(&BindSpec, OwnedFd)> = Vec::with_capacity(specs.len());
+        self.let_go();
         let mut outcomes = Vec::with_capacity(specs.len());
         for spec in specs {
-            held.retain(|(other, _)| !exclude_each_other(spec, other));
+            self.held.retain(|(other, _)| !exclude_each_other(spec, other));
             let socket = match self.ready.iter().position(|(ready, _)| ready == spec) {
                 Some(index) => Ok(self.ready.remove(index).1),
                 None => prepared(spec),
@@ -69,7 +74,7 @@ impl Prober {
             let outcome = match socket {
                 Ok(socket) => match bound(&socket, spec) {
                     Ok(()) => {
-                        held.push((spec, socket));
+                        self.held.push((*spec, socket));
                         BindOutcome::Bindable
                     }
                     Err(failure) => {
@@ -81,11 +86,18 @@ impl Prober {
             };
             outcomes.push(outcome);
         }
-        drop(held);
+        if !specs.iter().all(|spec| spec.reuse_address) {
+            self.let_go();
+        }
         if outcomes.contains(&BindOutcome::InUse) {
             self.prepare(specs);
         }
         outcomes
+    }
+
+    /// Closes what the last probe has left open.
+    pub fn let_go(&mut self) {
+        self.held.clear();
     }
 
     /// Makes what the next probe needs, now that there is time.

@@ -24,6 +24,8 @@ pub(super) struct EbpfSource {
     lost: u64,
     /// Nothing came yet, or events came since the last full count of what was lost.
     unchecked: bool,
+    /// A release is near, and what it takes to read of it may be out of the processor's caches.
+    cold: bool,
 }
 
 struct BpfFd(Bpf);
@@ -56,7 +58,15 @@ impl EbpfSource {
         let log = bpf.take_log();
         // SAFETY: the ring buffer owns its descriptor, keeps it for its whole life and always names the same one.
         let bpf = unsafe { AsyncFd::register_with_interest(BpfFd(bpf), Interest::READABLE) }?;
-        Ok(Self { bpf, log, owners: BTreeMap::new(), losers: Losers::new(), lost: 0, unchecked: true })
+        Ok(Self {
+            bpf,
+            log,
+            owners: BTreeMap::new(),
+            losers: Losers::new(),
+            lost: 0,
+            unchecked: true,
+            cold: true,
+        })
     }
 
     /// The programs, to be told what to watch.
@@ -90,7 +100,7 @@ impl EbpfSource {
         facts: &mut VecDeque<Fact>,
         now: fn() -> Instant,
     ) -> Result<(), FillError> {
-        let Self { bpf, log, owners, losers, lost, unchecked } = self;
+        let Self { bpf, log, owners, losers, lost, unchecked, cold } = self;
         if std::mem::take(unchecked) {
             // The last facts are dealt with: now there is time to ask what was lost,
             // which is slow to read. Before the first event, all that is slow for the
@@ -99,6 +109,9 @@ impl EbpfSource {
             let source = &mut bpf.get_mut().0;
             source.drain(|event| take_in(event, owners, losers, facts));
             report_lost(source.lost(), lost, facts)?;
+            if std::mem::take(cold) {
+                rehearse(owners, losers);
+            }
             if !facts.is_empty() {
                 return Ok(());
             }
@@ -116,6 +129,7 @@ impl EbpfSource {
         source.drain(|event| take_in(event, owners, losers, facts));
         // What was lost is asked for once these are dealt with: a gate may be waiting for them.
         *unchecked = true;
+        *cold |= facts.iter().any(exiting);
         if let Some(log) = log {
             log.flush();
         }
@@ -124,6 +138,19 @@ impl EbpfSource {
     }
 }
 
+/// Reads of a release that is none, and forgets it.
+fn rehearse(owners: &BTreeMap<Tgid, ProcessId>, losers: &mut Losers) {
+    let mut facts = VecDeque::with_capacity(2);
+    Bpf::rehearse(|event| take_in(event, owners, losers, &mut facts));
+    std::hint::black_box(facts);
+}
+
+fn exiting(fact: &Fact) -> bool {
+    matches!(fact, Fact::Hinted { hint: Hint::OwnerExiting { .. }, .. })
+}
+
+// One copy of the code, for the rehearsal as well.
+#[inline(never)]
 fn take_in(
     event: Event,
     owners: &BTreeMap<Tgid, ProcessId>,

@@ -6,10 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use guard_core::gate::{Fact, Hint};
-use guard_core::model::{Instant, Port, Snapshot, SocketCookie};
+use guard_core::model::{Instant, Port, Snapshot, Socket, SocketCookie};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, trace};
@@ -40,6 +41,8 @@ pub(super) struct NetlinkSource {
     known: BTreeMap<SocketCookie, Port>,
     /// How many aborted connections were announced since then.
     aborted: BTreeMap<Port, u32>,
+    /// Nothing was read yet.
+    cold: bool,
 }
 
 #[derive(Debug)]
@@ -78,6 +81,7 @@ impl NetlinkSource {
             asked,
             known: BTreeMap::new(),
             aborted: BTreeMap::new(),
+            cold: true,
         };
         source.make_room(watched);
         Ok(source)
@@ -124,15 +128,13 @@ impl NetlinkSource {
         facts: &mut VecDeque<Fact>,
         now: fn() -> Instant,
     ) -> Result<(), NetlinkError> {
-        // Cleared first: what arrives during the drain makes it ready again.
-        self.destroyed.readable_mut().await?.clear_ready();
-        let Self { destroyed, ports, connections, known, aborted, .. } = self;
-        let drained = destroyed.get_mut().0.drain(|socket| {
+        let Self { destroyed, ports, connections, known, aborted, cold, .. } = self;
+        let mut take_in = |socket: Socket, facts: &mut VecDeque<Fact>| {
             trace!(?socket, "destroyed");
             let is_known = socket.cookie.is_some_and(|cookie| known.remove(&cookie).is_some());
             let hint = match socket.remote {
                 None if is_known => Hint::SocketReleased { address: socket.address, port: socket.port },
-                None => return,
+                None => return ControlFlow::Continue(()),
                 Some((_, 0))
                     if ports.contains(&socket.port)
                         && has_doubled(aborted.entry(socket.port).or_default()) =>
@@ -142,15 +144,35 @@ impl NetlinkSource {
                 Some(_) if connections.contains(&socket.port) => {
                     Hint::ConnectionReleased { port: socket.port }
                 }
-                Some(_) => return,
+                Some(_) => return ControlFlow::Continue(()),
             };
             facts.push_back(Fact::Hinted { hint, at: now() });
-        })?;
-        if drained == Drained::Overrun {
-            // The kernel does not say how many.
-            facts.push_back(Fact::EventsLost { count: 1 });
+            // A gate may be waiting for this one; to find that there is no other takes a system call.
+            ControlFlow::Break(())
+        };
+        if std::mem::take(cold) {
+            // All that is slow for the first time only is done now (pages that are touched), and not when a gate waits.
+            let destroyed = &mut destroyed.get_mut().0;
+            destroyed.rehearse(|socket| take_in(socket, facts));
+            told(destroyed.drain(|socket| take_in(socket, facts))?, facts);
+            if !facts.is_empty() {
+                return Ok(());
+            }
         }
+        let mut ready = destroyed.readable_mut().await?;
+        let drained = ready.get_inner_mut().0.drain(|socket| take_in(socket, facts))?;
+        if drained == Drained::Whole {
+            ready.clear_ready();
+        }
+        told(drained, facts);
         Ok(())
+    }
+}
+
+fn told(drained: Drained, facts: &mut VecDeque<Fact>) {
+    if drained == Drained::Overrun {
+        // The kernel does not say how many.
+        facts.push_back(Fact::EventsLost { count: 1 });
     }
 }
 

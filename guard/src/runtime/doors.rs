@@ -54,6 +54,11 @@ impl Doors {
         }
     }
 
+    /// The gate has taken in what [`Doors::perform`] answered. Called before anybody is told of it.
+    pub(super) fn taken_in(&mut self) {
+        self.prober.let_go();
+    }
+
     /// Whether anybody was sent a signal since this was last asked.
     pub(super) fn signalled(&mut self) -> bool {
         std::mem::take(&mut self.signalled)

@@ -290,9 +290,34 @@ fn an_unbound_socket_may_fail_and_try_again() {
             drop(listener);
             assert_eq!(prober.bind_all(&[asked]), [Bindable]);
             assert!(prober.ready.is_empty(), "a bound socket is not kept");
+            prober.let_go();
             // Nor did the failures leave anything behind.
             assert_eq!(reuse_and_strict(held.0, port), [Bindable, Bindable]);
         }
+    });
+}
+
+/// The gate does not wait until the probe is closed, and yet the service finds nobody in its way.
+#[test]
+fn a_probe_stays_open_only_where_the_service_can_start_beside_it() {
+    netns("a_probe_stays_open_only_where_the_service_can_start_beside_it", || {
+        let (fd, port) = bound("127.0.0.1", None, REUSE);
+        drop(fd);
+        let mut prober = Prober::default();
+        assert_eq!(prober.bind_all(&[spec("127.0.0.1", port, REUSE)]), [Bindable]);
+        assert_eq!(reuse_and_strict("127.0.0.1", port), [Bindable, InUse], "it is open");
+        // It does not find itself, nor does it keep what it was not asked for again.
+        assert_eq!(prober.bind_all(&[spec("127.0.0.1", port, STRICT)]), [Bindable]);
+        assert_eq!(reuse_and_strict("127.0.0.1", port), [Bindable, Bindable], "it is closed");
+        let mixed = [spec("127.0.0.1", port, REUSE), spec("::1", port, STRICT)];
+        assert_eq!(prober.bind_all(&mixed), [Bindable, Bindable]);
+        assert_eq!(reuse_and_strict("127.0.0.1", port), [Bindable, Bindable], "one is enough to close all");
+        assert_eq!(prober.bind_all(&[spec("127.0.0.1", port, REUSE)]), [Bindable]);
+        let (service, _) = listening("127.0.0.1", Some(port), REUSE);
+        prober.let_go();
+        assert_eq!(reuse_and_strict("127.0.0.1", port), [InUse, InUse]);
+        drop(service);
+        assert_eq!(reuse_and_strict("127.0.0.1", port), [Bindable, Bindable]);
     });
 }
 
@@ -304,6 +329,7 @@ fn what_was_bound_for_a_moment_is_ready_for_the_next_probe() {
         let mut prober = Prober::default();
         for _ in 0..3 {
             assert_eq!(prober.bind_all(&both), [InUse, Bindable]);
+            prober.let_go();
             assert_eq!(prober.ready.len(), 2);
         }
         assert_eq!(bind_all(&[spec("::1", port, STRICT)]), [Bindable], "none of them is bound");

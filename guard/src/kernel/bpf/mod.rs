@@ -287,6 +287,11 @@ impl Bpf {
         count
     }
 
+    /// Shows `sink` what [`drain`](Self::drain) would of a listener that closes. It is made up: nothing may follow from it.
+    pub fn rehearse(sink: impl FnMut(Event)) {
+        Event::rehearse(sink);
+    }
+
     /// The programs' own log, once: of a development build, when
     /// [`BpfOptions::log`] asked for it.
     pub fn take_log(&mut self) -> Option<BpfLog> {

@@ -8,10 +8,12 @@
 //! not the namespace), and so the first message may be of a socket that ended before the subscription.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use guard_core::model::{Port, Socket};
-use netlink_packet_core::NetlinkBuffer;
+use netlink_packet_core::{DecodeError, NetlinkBuffer};
+use netlink_packet_sock_diag::AF_INET;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket as NetlinkSocket, SocketAddr};
 use nix::errno::Errno;
@@ -24,11 +26,16 @@ use super::{NEEDS_DIAG, SockDiagError, row};
 /// `SKNLGRP_INET_TCP_DESTROY` and `SKNLGRP_INET6_TCP_DESTROY` of `linux/sock_diag.h`.
 const GROUPS: [u32; 2] = [1, 3];
 
+/// Where a message has `idiag_family` of `inet_diag_msg`, after `nlmsghdr` (16).
+const FAMILY_OFFSET: usize = 16;
 /// Where a message has the local port: `nlmsghdr` (16), then four bytes and
 /// `idiag_sport` of `inet_diag_msg`.
 const SPORT_OFFSET: u32 = 20;
 /// `idiag_dport` follows it.
 const DPORT_OFFSET: u32 = 22;
+
+/// An announcement without attributes: `nlmsghdr` and `inet_diag_msg` (72).
+const ANNOUNCEMENT: usize = 16 + 72;
 
 /// What was being done, for errors.
 const SUBSCRIBING: &str = "subscribing to announcements";
@@ -41,6 +48,8 @@ const DATAGRAM: usize = 8 * 1024;
 pub enum Drained {
     /// All that had been sent were read.
     Whole,
+    /// The reader had enough: there may be more.
+    InPart,
     /// The receive buffer overran (`ENOBUFS`): some were lost.
     Overrun,
 }
@@ -133,13 +142,16 @@ impl DestroyedSockets {
         size_buffer(&self.socket, receive_bytes).map_err(failed)
     }
 
-    /// Reads every waiting announcement, oldest first. Never blocks. A message
-    /// that cannot be decoded counts as lost.
+    /// Reads the waiting announcements, oldest first, until `sink` has enough. Never blocks. Of a socket there is
+    /// who it was and what it was bound to: no flags. A message that cannot be decoded counts as lost.
     ///
     /// # Errors
     ///
     /// When the socket fails for good.
-    pub fn drain(&mut self, mut sink: impl FnMut(Socket)) -> Result<Drained, SockDiagError> {
+    pub fn drain(
+        &mut self,
+        mut sink: impl FnMut(Socket) -> ControlFlow<()>,
+    ) -> Result<Drained, SockDiagError> {
         let mut drained = Drained::Whole;
         loop {
             self.buffer.clear();
@@ -155,15 +167,38 @@ impl DestroyedSockets {
                     return Err(SockDiagError::Failed { operation: "listening to announcements", source });
                 }
             }
-            let decoded = NetlinkBuffer::new_checked(self.buffer.as_slice())
-                .and_then(|message| row::decode(message.payload()));
-            match decoded {
-                Ok(Some(socket)) => sink(socket),
+            match decode(&self.buffer) {
+                Ok(Some(socket)) => {
+                    if sink(socket).is_break() {
+                        return Ok(if drained == Drained::Whole { Drained::InPart } else { drained });
+                    }
+                }
                 Ok(None) => {}
                 Err(_) => drained = Drained::Overrun,
             }
         }
     }
+
+    /// Shows `sink` what an announcement looks like, of no socket that there is: nothing may follow from it.
+    pub fn rehearse(&mut self, sink: impl FnOnce(Socket) -> ControlFlow<()>) {
+        let mut message = [0; ANNOUNCEMENT];
+        message[..4].copy_from_slice(&(ANNOUNCEMENT as u32).to_ne_bytes());
+        message[FAMILY_OFFSET] = AF_INET;
+        message[SPORT_OFFSET as usize + 1] = 1;
+        self.buffer.clear();
+        self.buffer.extend(std::hint::black_box(message));
+        if let Ok(Some(socket)) = decode(&self.buffer) {
+            // Whether more is wanted or not.
+            let _made_up = sink(socket);
+        }
+    }
+}
+
+/// One announcement; `None` for a socket without a port.
+// One copy of the code, for the rehearsal as well.
+#[inline(never)]
+fn decode(message: &[u8]) -> Result<Option<Socket>, DecodeError> {
+    NetlinkBuffer::new_checked(message).and_then(|message| row::decode_announcement(message.payload()))
 }
 
 /// Classic BPF: pass a message whose local port is one of `ports`, and with a
@@ -292,10 +327,18 @@ mod tests {
         Announced { port, connections: true }
     }
 
+    fn drain(destroyed: &mut DestroyedSockets, mut sink: impl FnMut(Socket)) -> Drained {
+        let to_the_end = |socket| {
+            sink(socket);
+            ControlFlow::Continue(())
+        };
+        destroyed.drain(to_the_end).unwrap()
+    }
+
     fn next(destroyed: &mut DestroyedSockets) -> Socket {
         eventually("an announcement", || {
             let mut first = None;
-            destroyed.drain(|socket| first = first.take().or(Some(socket))).unwrap();
+            drain(destroyed, |socket| first = first.take().or(Some(socket)));
             first
         })
     }
@@ -311,6 +354,23 @@ mod tests {
             assert_eq!(socket.address, Ipv4Addr::LOCALHOST);
             // A strict bind needs the bind bucket back.
             assert_eq!(try_bind(&spec("127.0.0.1", port, STRICT)).0, BindOutcome::Bindable);
+        });
+    }
+
+    #[test]
+    fn a_rehearsal_shows_a_socket_that_nobody_knows() {
+        netns("a_rehearsal_shows_a_socket_that_nobody_knows", || {
+            let (listener, port) = listening("127.0.0.1", None, STRICT);
+            let mut destroyed = DestroyedSockets::subscribe(&[all(port)], None).unwrap();
+            let mut seen = None;
+            destroyed.rehearse(|socket| {
+                seen = Some(socket);
+                ControlFlow::Break(())
+            });
+            let seen = seen.unwrap();
+            assert_eq!((seen.port.get(), seen.remote), (1, None));
+            drop(listener);
+            assert_eq!(next(&mut destroyed).port, port, "what the kernel says is read all the same");
         });
     }
 
@@ -381,7 +441,7 @@ mod tests {
             let mut seen = Vec::new();
             // One workqueue announces them all: when these are there, the unwanted one would be too.
             eventually("the wanted ends", || {
-                destroyed.drain(|socket| seen.push((socket.port, socket.remote.is_some()))).unwrap();
+                drain(&mut destroyed, |socket| seen.push((socket.port, socket.remote.is_some())));
                 [(port, false), (other, false), (other, true)]
                     .iter()
                     .all(|end| seen.contains(end))
@@ -389,7 +449,7 @@ mod tests {
             });
             drop(listening("127.0.0.1", Some(port), REUSE));
             eventually("one more end on the port", || {
-                destroyed.drain(|socket| seen.push((socket.port, socket.remote.is_some()))).unwrap();
+                drain(&mut destroyed, |socket| seen.push((socket.port, socket.remote.is_some())));
                 (seen.iter().filter(|end| **end == (port, false)).count() >= 2).then_some(())
             });
             assert!(!seen.contains(&(port, true)), "{seen:?}");
@@ -411,7 +471,7 @@ mod tests {
                 let mut seen = Vec::new();
                 // The listener's own end comes among theirs.
                 eventually("the ends of a listener and ten connections", || {
-                    destroyed.drain(|socket| seen.push(socket.remote)).unwrap();
+                    drain(&mut destroyed, |socket| seen.push(socket.remote));
                     let of_queue = seen.iter().filter(|remote| **remote == Some((host, 0))).count();
                     (of_queue == 10 && seen.contains(&None)).then_some(())
                 });
@@ -438,13 +498,13 @@ mod tests {
                 drop(client);
                 drop(server);
             }
-            eventually("an overrun", || (destroyed.drain(|_| {}).unwrap() == Drained::Overrun).then_some(()));
+            eventually("an overrun", || (drain(&mut destroyed, |_| {}) == Drained::Overrun).then_some(()));
             drop(listener);
             // The flood may not be over yet, and take this end too: then the next one is seen.
             eventually("a listener's end", || {
                 drop(listening("127.0.0.1", Some(port), REUSE));
                 let mut found = false;
-                destroyed.drain(|socket| found |= socket.remote.is_none()).unwrap();
+                drain(&mut destroyed, |socket| found |= socket.remote.is_none());
                 found.then_some(())
             });
         });

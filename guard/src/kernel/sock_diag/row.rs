@@ -6,7 +6,7 @@ use std::time::Duration;
 use guard_core::model::{Port, Socket, SocketCookie, SocketInode, TcpState, Uid};
 use netlink_packet_core::{DecodeError, Parseable};
 use netlink_packet_sock_diag::inet::nlas::Nla;
-use netlink_packet_sock_diag::inet::{InetResponse, SocketId, Timer};
+use netlink_packet_sock_diag::inet::{InetResponse, InetResponseHeader, SocketId, Timer};
 use netlink_packet_sock_diag::{AF_INET6, TCP_LISTEN, TCP_SYN_RECV};
 
 use super::unmapped;
@@ -19,12 +19,21 @@ const IDIAG_EXPIRES: std::ops::Range<usize> = 52..56;
 /// `None` for a row without a local port.
 pub(super) fn decode(payload: &[u8]) -> Result<Option<Socket>, DecodeError> {
     let InetResponse { header, nlas } = InetResponse::parse(payload)?;
+    Ok(socket(header, &nlas, payload))
+}
+
+/// As [`decode`], without the attributes that only a socket in use has. A gate may be waiting for it.
+pub(super) fn decode_announcement(payload: &[u8]) -> Result<Option<Socket>, DecodeError> {
+    Ok(socket(InetResponseHeader::parse(payload)?, &[], payload))
+}
+
+fn socket(header: InetResponseHeader, nlas: &[Nla], payload: &[u8]) -> Option<Socket> {
     let id = header.socket_id;
-    let Some(port) = Port::new(id.source_port) else { return Ok(None) };
+    let port = Port::new(id.source_port)?;
 
     let mut v6only = None;
     let mut is_full_socket = false;
-    for nla in &nlas {
+    for nla in nlas {
         match nla {
             Nla::SkV6Only(value) => v6only = Some(*value),
             Nla::Shutdown(_) => is_full_socket = true,
@@ -46,7 +55,7 @@ pub(super) fn decode(payload: &[u8]) -> Result<Option<Socket>, DecodeError> {
     let has_remote = id.destination_port != 0 || !id.destination_address.is_unspecified();
     let mapped = unmapped(id.source_address);
 
-    Ok(Some(Socket {
+    Some(Socket {
         address: mapped.unwrap_or(id.source_address),
         mapped: mapped.is_some(),
         port,
@@ -65,7 +74,7 @@ pub(super) fn decode(payload: &[u8]) -> Result<Option<Socket>, DecodeError> {
         reuse_port: None,
         accept_queue: is_listener.then_some(header.recv_queue),
         backlog: is_listener.then_some(header.send_queue),
-    }))
+    })
 }
 
 fn idiag_expires(payload: &[u8]) -> Option<Duration> {

@@ -123,6 +123,7 @@ pub(super) fn drive<K: Clone>(
         }
         if let Some(fact) = doors.perform(action, &service.endpoints, &asked.ports) {
             gate.observe(fact, now());
+            doors.taken_in();
         }
     }
 }
