@@ -41,7 +41,9 @@ struct Arguments {
     verbose: u8,
 }
 
+// What the options of the others are takes longer to define than to parse one's own.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
     /// Say whether the port is bindable, who holds it, and who would be ended and why
     Status(status::Status),
