@@ -27,7 +27,7 @@ use std::time::Duration;
 use guard_core::gate::{Budgets, Fact, Goal, Outcome, Plan, Reach};
 use guard_core::model::{Instant, Port, ProcessId, Socket, TcpState};
 use guard_core::policy::Rules;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tracing::{error, warn};
 
@@ -67,6 +67,9 @@ pub struct Sources {
     pub event_buffer: Option<u32>,
 }
 
+/// What whoever asks for a run is told.
+type Booked = Result<Ticket, Refused>;
+
 /// The event loop of all services in one network namespace.
 #[derive(Debug)]
 pub struct Engine<W> {
@@ -88,6 +91,8 @@ pub struct Engine<W> {
     tell: mpsc::UnboundedSender<(RunNumber, Told)>,
     numbers: Arc<AtomicU64>,
     requests: mpsc::Receiver<Request>,
+    /// What those who asked for a run are told, once it has begun.
+    tickets: Vec<(oneshot::Sender<Booked>, Booked)>,
     /// It ends with the last of its runs.
     retiring: bool,
     poll_at: Instant,
@@ -147,6 +152,7 @@ impl<W: Witness> Engine<W> {
             tell,
             numbers,
             requests,
+            tickets: Vec::new(),
             retiring: false,
             poll_at: now(),
             witness,
@@ -166,6 +172,11 @@ impl<W: Witness> Engine<W> {
             // Only a run is in a hurry. Whoever merely watches keeps nobody from a processor.
             haste.set(!self.runs.is_empty());
             self.work()?;
+            // Now that the run's first look is under way: whoever is told first takes the processor from it.
+            for (reply, ticket) in self.tickets.drain(..) {
+                // Whoever went away needs no answer.
+                let _gone = reply.send(ticket);
+            }
             if self.retiring && self.runs.is_empty() {
                 return Ok(());
             }

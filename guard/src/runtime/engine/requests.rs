@@ -21,10 +21,12 @@ impl<W: Witness> Engine<W> {
         // Whoever went away needs no answer.
         match request {
             Request::Restart { service, reply } => {
-                let _gone = reply.send(self.restart(&service));
+                let ticket = self.restart(&service);
+                self.tickets.push((reply, ticket));
             }
             Request::Free { service, reply } => {
-                let _gone = reply.send(self.free(&service));
+                let ticket = self.free(&service);
+                self.tickets.push((reply, ticket));
             }
             Request::Gate { service, reply } => self.wait(&service, reply),
             Request::Look { service, after, reply } => {
