@@ -54,11 +54,11 @@ fn descends(snapshot: &Snapshot, process: Tgid, ancestor: Tgid) -> bool {
     let mut at = process;
     // Each step goes to a parent; a table that was read while processes were
     // reparented could hold a cycle, so it goes up no further than the table is long.
-    for _ in 0..=snapshot.processes.len() {
+    for _ in 0..=snapshot.processes.len() + snapshot.ancestors.len() {
         if at == ancestor {
             return true;
         }
-        match snapshot.processes.get(&at).and_then(|process| process.parent) {
+        match snapshot.ancestor(at).and_then(|process| process.parent) {
             Some(parent) => at = parent,
             None => return false,
         }
@@ -116,11 +116,15 @@ mod tests {
             backlog: None,
         };
         let owners = Owners::All(owner.map(id).into_iter().collect());
+        // Of those above the owner no more is known than who they are.
+        let (own, above): (Vec<_>, Vec<_>) =
+            processes.iter().partition(|process| owner == Some(process.id.tgid.0));
         Snapshot {
             begun: Instant::from_nanos(0),
             ended: Instant::from_nanos(0),
             sockets: vec![(socket, owners)],
-            processes: processes.iter().map(|process| (process.id.tgid, process.clone())).collect(),
+            processes: own.into_iter().map(|process| (process.id.tgid, process.clone())).collect(),
+            ancestors: above.into_iter().map(|process| (process.id.tgid, process.into())).collect(),
         }
     }
 

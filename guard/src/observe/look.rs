@@ -144,7 +144,8 @@ fn snapshot(
             (socket, owners)
         })
         .collect();
-    Ok(Snapshot { begun, ended: now(), sockets, processes: evidence.processes })
+    let Evidence { processes, ancestors, .. } = evidence;
+    Ok(Snapshot { begun, ended: now(), sockets, processes, ancestors })
 }
 
 fn owners_of(

@@ -214,6 +214,7 @@ mod tests {
                 ended: Instant::from_nanos(0),
                 sockets: Vec::new(),
                 processes: BTreeMap::new(),
+                ancestors: BTreeMap::new(),
             };
             look.sockets.extend(read_table(&[port]).unwrap().into_iter().map(|row| (row, Owners::NoFile)));
             source.look(&look, &[]);

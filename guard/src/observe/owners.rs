@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use guard_core::model::{Process, ProcessId, SocketInode, Tgid, Unseen};
+use guard_core::model::{Ancestor, Process, ProcessId, SocketInode, Tgid, Unseen};
 use tracing::{debug, warn};
 
 use crate::kernel::bpf::{BpfError, Descriptor, OwnerLookup};
@@ -37,8 +37,10 @@ pub(super) struct Ownership {
 /// What was read about processes.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
-    /// Owners, those who are also wanted, and the ancestors of all.
+    /// Owners, and those who are also wanted.
     pub(super) processes: BTreeMap<Tgid, Process>,
+    /// The ancestors of all.
+    pub(super) ancestors: BTreeMap<Tgid, Ancestor>,
     /// One could not be read.
     unreadable: Option<Unseen>,
 }
@@ -60,13 +62,15 @@ impl Evidence {
                 return None;
             }
         };
-        let id = process.id;
+        let (id, parent) = (process.id, process.parent);
         self.processes.insert(tgid, process);
+        if parent.is_some_and(|parent| self.ancestors.contains_key(&parent)) {
+            // A sibling has shown them: there may be hundreds.
+            return Some(id);
+        }
         match procfs::ancestors(tgid) {
             Ok(ancestors) => {
-                for ancestor in ancestors.seen {
-                    self.processes.entry(ancestor.id.tgid).or_insert(ancestor);
-                }
+                self.ancestors.extend(ancestors.seen.into_iter().map(|it| (it.id.tgid, it)));
             }
             Err(error) => debug!(%error, pid = tgid.0, "cannot see an owner's ancestors"),
         }

@@ -77,10 +77,10 @@ pub fn bystander() -> Asker {
 pub fn asker() -> Result<Asker, AskerError> {
     let requested = super::request_tick();
     let (process, cgroup) = procfs::own()?.ok_or(AskerError::OtherProc)?;
-    let ancestors = procfs::lineage(process.tgid)?;
+    let ancestors = procfs::ancestors(process.tgid)?;
     Ok(Asker {
         process,
-        ancestors: ancestors.seen,
+        ancestors: ancestors.seen.iter().map(|ancestor| ancestor.id).collect(),
         ancestry_hidden: ancestors.hidden.is_some(),
         cgroup,
         uid: super::own_uid(),

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::conflict::{Conflict, conflict};
 use crate::model::{
-    BindOutcome, Holder, Instant, Process, ProcessId, Snapshot, Socket, SocketCookie, TcpState, Tgid, UnitId,
-    UnknownReason,
+    Ancestor, BindOutcome, Holder, Instant, Process, ProcessId, Snapshot, Socket, SocketCookie, TcpState,
+    Tgid, UnitId, UnknownReason,
 };
 use crate::policy::{self, Class, Judgement};
 use crate::prospect::{Prospect, prospects};
@@ -100,6 +100,7 @@ pub(super) struct Assessment {
     pub(super) ended: Instant,
     pub(super) holders: Vec<JudgedHolder>,
     pub(super) processes: BTreeMap<Tgid, Process>,
+    ancestors: BTreeMap<Tgid, Ancestor>,
     /// For each endpoint: what binds of either kind would meet.
     pub(super) prospects: Vec<[Prospect; 2]>,
     /// Who was there at the run's first look; kept only where others than
@@ -109,7 +110,7 @@ pub(super) struct Assessment {
 
 impl Assessment {
     pub(super) fn new(snapshot: Snapshot, plan: &Plan, seen_at_request: &BTreeSet<ProcessId>) -> Self {
-        let Snapshot { begun, ended, sockets, processes } = snapshot;
+        let Snapshot { begun, ended, sockets, processes, ancestors } = snapshot;
         let table: Vec<Socket> = sockets.iter().map(|(socket, _)| socket.clone()).collect();
         let prospects = plan.endpoints.iter().map(|spec| prospects(spec, &table)).collect();
         let holders = sockets
@@ -135,7 +136,7 @@ impl Assessment {
             .collect();
         let reaches = plan.reach != Reach::Owners;
         let seen_at_request = if reaches { seen_at_request.clone() } else { BTreeSet::new() };
-        Self { begun, ended, holders, processes, prospects, seen_at_request }
+        Self { begun, ended, holders, processes, ancestors, prospects, seen_at_request }
     }
 
     /// What to do about the holders, given what a later probe said, if there
@@ -258,11 +259,15 @@ impl Assessment {
 
     fn rival(&self, id: ProcessId) -> Rival {
         let process = self.process(id);
-        let parent = process.and_then(|process| process.parent).and_then(|tgid| self.processes.get(&tgid));
+        let comm = |tgid: Tgid| {
+            let known = self.processes.get(&tgid).map(|parent| &parent.comm);
+            known.or_else(|| self.ancestors.get(&tgid).map(|parent| &parent.comm)).cloned()
+        };
+        let parent = process.and_then(|process| process.parent);
         Rival {
             id,
             unit: process.and_then(Process::unit),
-            parent: parent.map(|parent| (parent.id.tgid, parent.comm.clone())),
+            parent: parent.and_then(|tgid| Some((tgid, comm(tgid)?))),
         }
     }
 

@@ -12,7 +12,7 @@ mod verdict;
 pub use bind::{BindOutcome, BindSpec};
 pub use failed_bind::FailedBind;
 pub use identity::{NetnsInode, Port, ProcessId, SocketCookie, SocketInode, StartTime, Tgid, Uid};
-pub use process::{ExitStatus, Process, ProcessState, Seen, Signal};
+pub use process::{Ancestor, ExitStatus, Process, ProcessState, Seen, Signal};
 pub use socket::{Owners, Snapshot, Socket, TcpState, Unseen};
 pub use time::Instant;
 pub use unit::{ActiveState, KillMode, Manager, Unit, UnitId, UnitName};

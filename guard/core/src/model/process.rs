@@ -75,6 +75,23 @@ pub struct Process {
     pub wait_channel: Option<String>,
 }
 
+/// Somebody above a process that the evidence is about: who started it, as far as is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ancestor {
+    /// Thread group id and start time.
+    pub id: ProcessId,
+    /// Its own parent, or `None` when that lies outside the PID namespace.
+    pub parent: Option<Tgid>,
+    /// At most 15 bytes; any process may set it.
+    pub comm: String,
+}
+
+impl From<&Process> for Ancestor {
+    fn from(process: &Process) -> Self {
+        Self { id: process.id, parent: process.parent, comm: process.comm.clone() }
+    }
+}
+
 impl Process {
     /// The systemd unit that its cgroup belongs to.
     pub fn unit(&self) -> Option<UnitId> {

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Instant, Port, Process, ProcessId, SocketCookie, SocketInode, Tgid, Uid};
+use super::{Ancestor, Instant, Port, Process, ProcessId, SocketCookie, SocketInode, Tgid, Uid};
 
 /// TCP states by the kernel's numbers (`include/net/tcp_states.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -191,6 +191,16 @@ pub struct Snapshot {
     pub ended: Instant,
     /// The sockets, each with its owners.
     pub sockets: Vec<(Socket, Owners)>,
-    /// Evidence on every owner and on its ancestors, by thread group id.
+    /// Evidence on every owner and on whoever else was asked about, by thread group id.
     pub processes: BTreeMap<Tgid, Process>,
+    /// Who is above them; who is one of them need not be here.
+    pub ancestors: BTreeMap<Tgid, Ancestor>,
+}
+
+impl Snapshot {
+    /// Who has this number, whether it was asked about or is above somebody who was.
+    pub fn ancestor(&self, tgid: Tgid) -> Option<Ancestor> {
+        let asked_about = self.processes.get(&tgid).map(Ancestor::from);
+        asked_about.or_else(|| self.ancestors.get(&tgid).cloned())
+    }
 }

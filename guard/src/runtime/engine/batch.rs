@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use guard_core::gate::Fact;
-use guard_core::model::{Owners, Port, Process, ProcessId, Snapshot, Socket, Tgid};
+use guard_core::model::{Ancestor, Owners, Port, Process, ProcessId, Snapshot, Socket, Tgid};
 
 use crate::observe::{LookError, Looker, Wanted};
 
@@ -77,18 +77,21 @@ pub(super) fn part<K>(fact: &Fact, asked: &Asked<K>) -> Fact {
     if asked.everybody {
         return Fact::SnapshotTaken(Snapshot { sockets, ..whole.clone() });
     }
-    let mut processes: BTreeMap<Tgid, Process> = BTreeMap::new();
     let owners = sockets.iter().flat_map(|(_, owners)| owners.seen());
-    for process in owners.chain(&asked.also) {
-        let mut next = Some(process.tgid);
-        while let Some(process) = next.and_then(|tgid| whole.processes.get(&tgid)) {
-            if processes.insert(process.id.tgid, process.clone()).is_some() {
+    let wanted = owners.chain(&asked.also).map(|process| process.tgid);
+    let known = |tgid: Tgid| Some((tgid, whole.processes.get(&tgid)?.clone()));
+    let processes: BTreeMap<Tgid, Process> = wanted.filter_map(known).collect();
+    let mut ancestors: BTreeMap<Tgid, Ancestor> = BTreeMap::new();
+    for process in processes.values() {
+        let mut next = process.parent;
+        while let Some(ancestor) = next.and_then(|tgid| whole.ancestor(tgid)) {
+            next = ancestor.parent;
+            if ancestors.insert(ancestor.id.tgid, ancestor).is_some() {
                 break;
             }
-            next = process.parent;
         }
     }
-    Fact::SnapshotTaken(Snapshot { begun: whole.begun, ended: whole.ended, sockets, processes })
+    Fact::SnapshotTaken(Snapshot { begun: whole.begun, ended: whole.ended, sockets, processes, ancestors })
 }
 
 #[cfg(test)]
@@ -139,12 +142,14 @@ mod tests {
 
     #[test]
     fn each_gate_gets_its_own_ports_with_their_owners_and_ancestors() {
-        let processes = [process(1, 0), process(5, 1), process(6, 5), process(9, 1)];
+        let processes = [process(6, 5), process(9, 5)];
+        let ancestors = [process(1, 0), process(5, 1)];
         let whole = Fact::SnapshotTaken(Snapshot {
             begun: Instant::from_nanos(1),
             ended: Instant::from_nanos(2),
             sockets: vec![listener(80, 6), listener(81, 9)],
             processes: processes.into_iter().map(|process| (process.id.tgid, process)).collect(),
+            ancestors: ancestors.iter().map(|process| (process.id.tgid, process.into())).collect(),
         });
         let asked = |port: u16, also| Asked {
             key: (),
@@ -157,11 +162,15 @@ mod tests {
             Fact::SnapshotTaken(snapshot) => (
                 snapshot.sockets.iter().map(|(socket, _)| socket.port.get()).collect::<Vec<_>>(),
                 snapshot.processes.keys().map(|tgid| tgid.0).collect::<Vec<_>>(),
+                snapshot.ancestors.keys().map(|tgid| tgid.0).collect::<Vec<_>>(),
             ),
             other => panic!("no snapshot: {other:?}"),
         };
-        assert_eq!(seen(part(&whole, &asked(80, Vec::new()))), (vec![80], vec![1, 5, 6]));
-        assert_eq!(seen(part(&whole, &asked(80, vec![process(9, 1).id]))), (vec![80], vec![1, 5, 6, 9]));
+        assert_eq!(seen(part(&whole, &asked(80, Vec::new()))), (vec![80], vec![6], vec![1, 5]));
+        assert_eq!(
+            seen(part(&whole, &asked(80, vec![process(9, 1).id]))),
+            (vec![80], vec![6, 9], vec![1, 5])
+        );
         let failed = Fact::SnapshotFailed("no /proc".to_owned());
         assert_eq!(part(&failed, &asked(80, Vec::new())), failed);
     }

@@ -24,6 +24,7 @@ pub(super) fn look(role: Role, begun: u64, ended: u64) -> (Fact, ProcessId) {
         ended: BEGIN + us(ended),
         sockets: vec![(row, Owners::All(vec![owner]))],
         processes: [(owner.tgid, process)].into(),
+        ancestors: [].into(),
     };
     (Fact::SnapshotTaken(snapshot), owner)
 }
@@ -134,8 +135,13 @@ fn losses_without_end_do_not_keep_a_free_port_shut() {
         gate.observe(bindable(at + 1), BEGIN + us(at + 2));
         assert_eq!(gate.outcome(), None, "a look comes first");
     }
-    let empty =
-        Snapshot { begun: BEGIN + us(13), ended: BEGIN + us(40), sockets: Vec::new(), processes: [].into() };
+    let empty = Snapshot {
+        begun: BEGIN + us(13),
+        ended: BEGIN + us(40),
+        sockets: Vec::new(),
+        processes: [].into(),
+        ancestors: [].into(),
+    };
     gate.observe(Fact::SnapshotTaken(empty), BEGIN + us(40));
     // The last probe is younger than the last loss.
     assert!(matches!(gate.outcome(), Some(Outcome::Opened(_))), "{:?}", gate.outcome());

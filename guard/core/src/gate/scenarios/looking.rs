@@ -133,7 +133,10 @@ fn looked(
     seen: &[Process],
 ) {
     let processes = seen.iter().map(|process| (process.id.tgid, process.clone())).collect();
-    gate.observe(Fact::SnapshotTaken(Snapshot { begun, ended, sockets: rows, processes }), ended);
+    gate.observe(
+        Fact::SnapshotTaken(Snapshot { begun, ended, sockets: rows, processes, ancestors: [].into() }),
+        ended,
+    );
 }
 
 fn drain(gate: &mut Gate) -> Vec<Action> {

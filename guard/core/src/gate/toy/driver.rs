@@ -405,7 +405,8 @@ impl Driver {
             self.descended.extend(self.kernel.descendants(&truth, &viewer).into_iter().filter(is_old));
             truth.stale.extend(&self.descended);
         }
-        let snapshot = Snapshot { begun, ended: self.kernel.now, sockets, processes };
+        let snapshot =
+            Snapshot { begun, ended: self.kernel.now, sockets, processes, ancestors: BTreeMap::new() };
         self.post(after, Stage::Answer(Fact::SnapshotTaken(snapshot), Some(truth)));
     }
 
