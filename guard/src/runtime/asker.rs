@@ -1,5 +1,7 @@
 //! Who asks, and what its words mean on this machine.
 
+use std::sync::OnceLock;
+
 use guard_core::model::{ProcessId, StartTime, Tgid};
 use guard_core::policy::Asker;
 use tracing::debug;
@@ -8,7 +10,7 @@ pub use crate::kernel::bind::ipv6_available;
 use crate::kernel::features;
 pub use crate::kernel::features::service_manager_runs;
 pub use crate::kernel::names::{group_id, interface_index, user_id};
-use crate::kernel::procfs::{self, ProcError};
+use crate::kernel::procfs::{self, Ancestors, ProcError};
 use crate::kernel::sock_diag::DestroyError;
 
 /// It cannot be told who portguard itself is, so nobody can be ended safely.
@@ -69,6 +71,24 @@ pub fn bystander() -> Asker {
     })
 }
 
+/// The ancestors of this process, and whether there are more. They are read once: whoever loses its parent becomes the
+/// child of another ancestor (`find_new_reaper()`: the nearest that asked for that, else the first process of the PID
+/// namespace), so they only ever become fewer, and one that is gone protects nobody.
+fn ancestors(own: ProcessId) -> Result<(Vec<ProcessId>, bool), ProcError> {
+    /// Of whom; a copy of this process would have one more.
+    static KNOWN: OnceLock<(ProcessId, Vec<ProcessId>)> = OnceLock::new();
+    if let Some((_, known)) = KNOWN.get().filter(|(of, _)| *of == own) {
+        return Ok((known.clone(), false));
+    }
+    let Ancestors { seen, hidden } = procfs::ancestors(own.tgid)?;
+    let ids: Vec<ProcessId> = seen.iter().map(|ancestor| ancestor.id).collect();
+    if hidden.is_none() {
+        // Whoever was first has read the same.
+        let _known = KNOWN.set((own, ids.clone()));
+    }
+    Ok((ids, hidden.is_some()))
+}
+
 /// This process, its ancestors and its rights, as of now.
 ///
 /// # Errors
@@ -77,14 +97,31 @@ pub fn bystander() -> Asker {
 pub fn asker() -> Result<Asker, AskerError> {
     let requested = super::request_tick();
     let (process, cgroup) = procfs::own()?.ok_or(AskerError::OtherProc)?;
-    let ancestors = procfs::ancestors(process.tgid)?;
+    let (ancestors, ancestry_hidden) = ancestors(process)?;
     Ok(Asker {
         process,
-        ancestors: ancestors.seen.iter().map(|ancestor| ancestor.id).collect(),
-        ancestry_hidden: ancestors.hidden.is_some(),
+        ancestors,
+        ancestry_hidden,
         cgroup,
         uid: super::own_uid(),
         may_signal_others: features::may_signal_others(),
         requested,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ancestors_that_were_read_once_are_told_again() {
+        let first = asker().unwrap();
+        let now: Vec<ProcessId> =
+            procfs::ancestors(first.process.tgid).unwrap().seen.iter().map(|ancestor| ancestor.id).collect();
+        assert!(!first.ancestry_hidden);
+        assert_eq!(first.ancestors, now);
+        assert_eq!(asker().unwrap().ancestors, now);
+        let copy = ProcessId { tgid: Tgid(now[0].tgid.0), ..first.process };
+        assert_ne!(ancestors(copy).unwrap().0, now, "another process has others");
+    }
 }
