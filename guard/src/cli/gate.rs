@@ -10,7 +10,7 @@ use super::output::Output;
 use super::through::{self, Gated, Given, SidecarOptions};
 use crate::report::Context;
 
-/// Waits until the port is bindable.
+/// Waits until the port is bindable; never signals anyone.
 #[derive(Debug, Args)]
 pub(super) struct Gate {
     #[command(flatten)]

@@ -11,7 +11,7 @@ use super::through::{self, Given, SidecarOptions};
 use super::units;
 use crate::report::Context;
 
-/// Looks once and reports.
+/// Says whether the port is bindable, who holds it, and who would be ended and why.
 #[derive(Debug, Args)]
 pub(super) struct Status {
     #[command(flatten)]

@@ -107,13 +107,16 @@ impl EbpfSource {
             // first time only is done here (pages that are touched, CPUs that are
             // counted), and not when a gate waits.
             let source = &mut bpf.get_mut().0;
-            source.drain(|event| take_in(event, owners, losers, facts));
+            source.drain(|event| {
+                trace!(?event, "kernel event");
+                take_in(event, owners, losers, facts);
+            });
             report_lost(source.lost(), lost, facts)?;
-            if std::mem::take(cold) {
-                rehearse(owners, losers);
-            }
             if !facts.is_empty() {
                 return Ok(());
+            }
+            if std::mem::take(cold) {
+                rehearse(owners, losers);
             }
         }
         tokio::select! {
@@ -126,7 +129,10 @@ impl EbpfSource {
             }
         }
         let source = &mut bpf.get_mut().0;
-        source.drain(|event| take_in(event, owners, losers, facts));
+        source.drain(|event| {
+            trace!(?event, "kernel event");
+            take_in(event, owners, losers, facts);
+        });
         // What was lost is asked for once these are dealt with: a gate may be waiting for them.
         *unchecked = true;
         *cold |= facts.iter().any(exiting);
@@ -157,7 +163,6 @@ fn take_in(
     losers: &mut Losers,
     facts: &mut VecDeque<Fact>,
 ) {
-    trace!(?event, "kernel event");
     match event {
         Event::BindFailed(failed) => losers.add(failed),
         event => facts.extend(fact(&event, owners)),

@@ -130,7 +130,6 @@ impl NetlinkSource {
     ) -> Result<(), NetlinkError> {
         let Self { destroyed, ports, connections, known, aborted, cold, .. } = self;
         let mut take_in = |socket: Socket, facts: &mut VecDeque<Fact>| {
-            trace!(?socket, "destroyed");
             let is_known = socket.cookie.is_some_and(|cookie| known.remove(&cookie).is_some());
             let hint = match socket.remote {
                 None if is_known => Hint::SocketReleased { address: socket.address, port: socket.port },
@@ -146,9 +145,11 @@ impl NetlinkSource {
                 }
                 Some(_) => return ControlFlow::Continue(()),
             };
+            let often = matches!(hint, Hint::ConnectionReleased { .. });
             facts.push_back(Fact::Hinted { hint, at: now() });
-            // A gate may be waiting for this one; to find that there is no other takes a system call.
-            ControlFlow::Break(())
+            // A gate may be waiting for this one; to find that there is no other takes a system call. The end of a
+            // connection brings no probe, and hundreds may be waiting to be read.
+            if often { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         };
         if std::mem::take(cold) {
             // All that is slow for the first time only is done now (pages that are touched), and not when a gate waits.
@@ -160,7 +161,10 @@ impl NetlinkSource {
             }
         }
         let mut ready = destroyed.readable_mut().await?;
-        let drained = ready.get_inner_mut().0.drain(|socket| take_in(socket, facts))?;
+        let drained = ready.get_inner_mut().0.drain(|socket| {
+            trace!(?socket, "destroyed");
+            take_in(socket, facts)
+        })?;
         if drained == Drained::Whole {
             ready.clear_ready();
         }

@@ -71,9 +71,12 @@ pub fn bystander() -> Asker {
     })
 }
 
-/// The ancestors of this process, and whether there are more. They are read once: whoever loses its parent becomes the
-/// child of another ancestor (`find_new_reaper()`: the nearest that asked for that, else the first process of the PID
-/// namespace), so they only ever become fewer, and one that is gone protects nobody.
+/// The ancestors of this process, and whether there are more.
+///
+/// They are read once where the first process of the PID namespace is among them: whoever loses its parent becomes the
+/// child of that one, or of a nearer ancestor that asked for it (`find_new_reaper()`), so they only ever become fewer, and
+/// one that is gone protects nobody. A shell that somebody has opened in a container has a parent outside: when it ends,
+/// its children get an ancestor that they never had.
 fn ancestors(own: ProcessId) -> Result<(Vec<ProcessId>, bool), ProcError> {
     /// Of whom; a copy of this process would have one more.
     static KNOWN: OnceLock<(ProcessId, Vec<ProcessId>)> = OnceLock::new();
@@ -82,11 +85,16 @@ fn ancestors(own: ProcessId) -> Result<(Vec<ProcessId>, bool), ProcError> {
     }
     let Ancestors { seen, hidden } = procfs::ancestors(own.tgid)?;
     let ids: Vec<ProcessId> = seen.iter().map(|ancestor| ancestor.id).collect();
-    if hidden.is_none() {
+    if is_final(&ids, hidden) {
         // Whoever was first has read the same.
         let _known = KNOWN.set((own, ids.clone()));
     }
     Ok((ids, hidden.is_some()))
+}
+
+/// Nobody can become an ancestor who is none of these.
+fn is_final(ancestors: &[ProcessId], hidden: Option<Tgid>) -> bool {
+    hidden.is_none() && ancestors.last().is_some_and(|top| top.tgid == Tgid(1))
 }
 
 /// This process, its ancestors and its rights, as of now.
@@ -123,5 +131,18 @@ mod tests {
         assert_eq!(asker().unwrap().ancestors, now);
         let copy = ProcessId { tgid: Tgid(now[0].tgid.0), ..first.process };
         assert_ne!(ancestors(copy).unwrap().0, now, "another process has others");
+    }
+
+    /// The gateway is PID 1 of its container, and portguard was started there from a shell that has ended.
+    #[test]
+    fn who_may_still_get_another_ancestor_is_asked_again() {
+        let chain = |numbers: &[u32]| {
+            let id = |&number| ProcessId { tgid: Tgid(number), start: StartTime(1) };
+            numbers.iter().map(id).collect::<Vec<_>>()
+        };
+        assert!(is_final(&chain(&[20, 1]), None));
+        assert!(!is_final(&chain(&[20]), None), "its parent is outside of the namespace");
+        assert!(!is_final(&[], None));
+        assert!(!is_final(&chain(&[20, 1]), Some(Tgid(7))));
     }
 }

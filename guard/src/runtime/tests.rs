@@ -8,7 +8,7 @@ use guard_core::policy::Rules;
 
 use super::*;
 use crate::kernel::bpf::refusal::Refusal;
-use crate::kernel::sandbox::{REUSE, listening, netns, skip, spec};
+use crate::kernel::sandbox::{REUSE, STRICT, listening, netns, skip, spec};
 
 const POLL: Duration = Duration::from_millis(5);
 
@@ -79,6 +79,8 @@ fn fails_from(test: &'static str, tier: Tier, then: &'static [&'static str]) {
             entries.clone().find(|(_, entry)| matches!(entry, Entry::TierChanged(_))).map(|(at, _)| *at);
         assert!(changed.is_some_and(|changed| changed <= proof.probed));
         assert_eq!(probe(&endpoints), [BindOutcome::Bindable]);
+        // Nor is its own probe in anybody's way.
+        assert_eq!(probe(&[spec("127.0.0.1", port, STRICT)]), [BindOutcome::Bindable]);
     });
 }
 
