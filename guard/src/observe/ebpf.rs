@@ -107,10 +107,7 @@ impl EbpfSource {
             // first time only is done here (pages that are touched, CPUs that are
             // counted), and not when a gate waits.
             let source = &mut bpf.get_mut().0;
-            source.drain(|event| {
-                trace!(?event, "kernel event");
-                take_in(event, owners, losers, facts);
-            });
+            source.drain(|event| take_in(event, owners, losers, facts));
             report_lost(source.lost(), lost, facts)?;
             if !facts.is_empty() {
                 return Ok(());
@@ -129,10 +126,7 @@ impl EbpfSource {
             }
         }
         let source = &mut bpf.get_mut().0;
-        source.drain(|event| {
-            trace!(?event, "kernel event");
-            take_in(event, owners, losers, facts);
-        });
+        source.drain(|event| take_in(event, owners, losers, facts));
         // What was lost is asked for once these are dealt with: a gate may be waiting for them.
         *unchecked = true;
         *cold |= facts.iter().any(exiting);

@@ -13,7 +13,7 @@ use guard_core::gate::{Fact, Hint};
 use guard_core::model::{Instant, Port, Snapshot, Socket, SocketCookie};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tracing::{debug, trace};
+use tracing::debug;
 
 use super::tier::Watched;
 use crate::kernel::sock_diag::{Announced, DestroyedSockets, Drained, SockDiagError};
@@ -161,10 +161,7 @@ impl NetlinkSource {
             }
         }
         let mut ready = destroyed.readable_mut().await?;
-        let drained = ready.get_inner_mut().0.drain(|socket| {
-            trace!(?socket, "destroyed");
-            take_in(socket, facts)
-        })?;
+        let drained = ready.get_inner_mut().0.drain(|socket| take_in(socket, facts))?;
         if drained == Drained::Whole {
             ready.clear_ready();
         }

@@ -41,6 +41,7 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf};
 use guard_common::{WatchKey, map, watch};
 use guard_core::model::{NetnsInode, Port, Tgid};
+use tracing::trace;
 
 pub use bind_failed::{BindFailed, FailedBinds};
 pub use error::{BpfError, Source};
@@ -279,7 +280,10 @@ impl Bpf {
         let mut count = 0;
         while let Some(record) = self.events.next() {
             match Event::decode(&record) {
-                Ok(event) => sink(event),
+                Ok(event) => {
+                    trace!(?event, "kernel event");
+                    sink(event);
+                }
                 Err(event::Malformed) => self.malformed += 1,
             }
             count += 1;

@@ -125,7 +125,7 @@ pub struct Ancestors {
 }
 
 /// The walk from `tgid` up. When an ancestor dies during the walk, its children belong to
-/// another, and the walk begins anew. It reads no more about them than `stat`: the rest takes ten times as long.
+/// another, and the walk begins anew. Only `stat` is read of each: who it is.
 ///
 /// # Errors
 ///

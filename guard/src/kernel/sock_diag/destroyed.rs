@@ -19,7 +19,7 @@ use netlink_sys::{Socket as NetlinkSocket, SocketAddr};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
-use tracing::debug;
+use tracing::{debug, trace};
 
 use super::{NEEDS_DIAG, SockDiagError, row};
 
@@ -169,6 +169,7 @@ impl DestroyedSockets {
             }
             match decode(&self.buffer) {
                 Ok(Some(socket)) => {
+                    trace!(?socket, "destroyed");
                     if sink(socket).is_break() {
                         return Ok(if drained == Drained::Whole { Drained::InPart } else { drained });
                     }
