@@ -16,6 +16,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid};
 
 use crate::cgroup::Cgroup;
+use crate::child::status;
 
 /// The user id of `nobody` on every distribution.
 pub const NOBODY: u32 = 65534;
@@ -200,7 +201,7 @@ impl Caller {
         let copy = folder.path().join(name);
         // By a process of its own: while this one has the copy open for writing, a child that another
         // thread forks has it too, and executing it fails with ETXTBSY.
-        let copied = Command::new("cp").arg(program).arg(&copy).status().expect("run cp");
+        let copied = status(Command::new("cp").arg(program).arg(&copy)).expect("run cp");
         assert!(copied.success(), "copy {}", program.display());
         std::fs::set_permissions(&copy, open).expect("make the copy executable");
         copies.push(folder);

@@ -1,7 +1,8 @@
 //! Child processes that cannot outlive their test.
 
+use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
@@ -14,6 +15,33 @@ use crate::process::{PidFd, Proc, tasks};
 /// of other tests: a socket that was closed meanwhile still has its port. Whoever must not have that
 /// holds it for writing.
 pub(crate) static FORKING: RwLock<()> = RwLock::new(());
+
+/// Makes a process. Every test makes its processes with this, [`output`] or [`status`] (`clippy.toml` sees to
+/// it), or with [`Child`].
+///
+/// # Errors
+/// As [`Command::spawn`].
+#[expect(clippy::disallowed_methods, reason = "this is where it happens")]
+pub fn spawn(command: &mut Command) -> io::Result<std::process::Child> {
+    let _forking = FORKING.read().unwrap_or_else(PoisonError::into_inner);
+    command.spawn()
+}
+
+/// As [`Command::output`]: without a standard input, both outputs kept.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn output(command: &mut Command) -> io::Result<Output> {
+    spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?.wait_with_output()
+}
+
+/// As [`Command::status`]: with the standard streams of the caller.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn status(command: &mut Command) -> io::Result<ExitStatus> {
+    spawn(command)?.wait()
+}
 
 /// A child process. It is killed when this is dropped, and when the thread
 /// that started it dies.
@@ -41,7 +69,7 @@ impl Child {
     /// # Panics
     /// When the program cannot be started.
     pub fn start(command: Command, name: &str) -> Self {
-        Self::start_by(command, name, Command::spawn)
+        Self::start_by(command, name, spawn)
     }
 
     /// As [`Child::start`], with `spawn` around the moment at which the process is made.
@@ -58,10 +86,8 @@ impl Child {
         unsafe {
             command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
         }
-        let forking = FORKING.read().unwrap_or_else(PoisonError::into_inner);
         let mut inner =
             spawn(&mut command).unwrap_or_else(|error| panic!("start {name} as {command:?}: {error}"));
-        drop(forking);
         let pid = inner.id().cast_signed();
         Self {
             name: name.to_owned(),

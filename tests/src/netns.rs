@@ -90,13 +90,18 @@ impl Netns {
     /// Whether a service with `SO_REUSEADDR` could bind `address:port` now.
     pub fn bindable(&self, address: &str, port: u16) -> bool {
         let address = address.parse().expect("an IP address");
-        self.bind(SocketAddr::new(address, port), true).is_ok()
+        self.binds(SocketAddr::new(address, port), true)
     }
 
     /// Whether a service without `SO_REUSEADDR` could bind `address:port` now.
     pub fn strictly_bindable(&self, address: &str, port: u16) -> bool {
         let address = address.parse().expect("an IP address");
-        self.bind(SocketAddr::new(address, port), false).is_ok()
+        self.binds(SocketAddr::new(address, port), false)
+    }
+
+    fn binds(&self, address: SocketAddr, reuse: bool) -> bool {
+        let _nobody_keeps_it = FORKING.write().unwrap_or_else(PoisonError::into_inner);
+        self.bind(address, reuse).is_ok()
     }
 
     /// Whether a service could bind `address:port` now and listen.
@@ -186,4 +191,44 @@ pub fn raise_loopback() -> Result<()> {
         Errno::result(ioctl(fd.as_raw_fd(), SIOCSIFFLAGS, &raw mut request)).context("SIOCSIFFLAGS")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::child::output;
+    use crate::skip::skip;
+
+    /// Symptom: a stand-in could not bind the port that its test had just chosen, because another test was making a
+    /// process, which had the socket that chose the port until it executed.
+    #[test]
+    fn a_port_just_chosen_is_nobodys_while_others_make_processes() {
+        const TEST: &str = "a_port_just_chosen_is_nobodys_while_others_make_processes";
+        if !nix::unistd::geteuid().is_root() {
+            return skip(TEST, "a private network namespace needs root");
+        }
+        let stop = AtomicBool::new(false);
+        let choosing = || {
+            let netns = Netns::enter().expect("a network namespace for the test");
+            let taken = (0..2_000).filter(|_| {
+                let fd = socket(IpAddr::V4(Ipv4Addr::LOCALHOST), true).expect("a TCP socket");
+                let address = SocketAddr::from((Ipv4Addr::LOCALHOST, netns.free_port()));
+                socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address)).is_err()
+            });
+            let taken = taken.count();
+            stop.store(true, Ordering::Relaxed);
+            taken
+        };
+        std::thread::scope(|scope| {
+            // A namespace belongs to a thread.
+            let choosing = scope.spawn(choosing);
+            while !stop.load(Ordering::Relaxed) && !choosing.is_finished() {
+                output(&mut Command::new("true")).expect("true");
+            }
+            assert_eq!(choosing.join().expect("its count"), 0);
+        });
+    }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::caller::Caller;
-use crate::child::Child;
+use crate::child::{Child, output};
 use crate::events::Event;
 use crate::portguard::binary;
 use crate::standin::Plan;
@@ -208,7 +208,7 @@ fn curl(socket: &Path, caller: &Caller, arguments: &[&str], path: &str) -> Comma
 pub(crate) fn ask(socket: &Path, caller: &Caller, arguments: &[&str], path: &str) -> Result<Answer, String> {
     let whole: Vec<&str> =
         arguments.iter().copied().chain(["--max-time", "20", "--write-out", "\n%{http_code}"]).collect();
-    let output = curl(socket, caller, &whole, path).output().expect("curl");
+    let output = output(&mut curl(socket, caller, &whole, path)).expect("curl");
     let said = String::from_utf8(output.stdout).expect("UTF-8");
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     let (text, code) = said.rsplit_once('\n').ok_or_else(|| format!("no answer: {errors}"))?;

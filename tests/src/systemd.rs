@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::child::Child;
+use crate::child::{Child, output, status};
 use crate::portguard::Portguard;
 use crate::process::{Proc, only_child};
 use crate::standin::{Plan, built, said};
@@ -313,7 +313,7 @@ impl Machine {
 
     /// `systemctl ARGUMENTS`, whatever comes of it.
     pub fn try_systemctl(&self, arguments: &[&str]) -> Output {
-        self.command(&["systemctl"]).args(arguments).output().expect("run systemctl")
+        output(self.command(&["systemctl"]).args(arguments)).expect("run systemctl")
     }
 
     /// `systemctl [--user] ARGUMENTS`, which must succeed; its standard output.
@@ -338,7 +338,7 @@ impl Machine {
                 ])
             }
         };
-        let output = command.args(arguments).output().expect("run systemctl");
+        let output = output(command.args(arguments)).expect("run systemctl");
         assert!(output.status.success(), "systemctl {arguments:?}: {output:?}");
         String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
     }
@@ -425,7 +425,7 @@ impl Machine {
     pub fn reachable(&self, name: &str) -> PathBuf {
         let copy = self.folder.path().join(name);
         if !copy.is_file() {
-            let copied = Command::new("cp").arg(built(name)).arg(&copy).status().expect("run cp");
+            let copied = status(Command::new("cp").arg(built(name)).arg(&copy)).expect("run cp");
             assert!(copied.success(), "copy {name}");
         }
         copy

@@ -14,7 +14,7 @@ use nix::pty::{Winsize, openpty};
 use nix::sys::signal::Signal;
 use nix::sys::termios::{LocalFlags, tcgetattr};
 
-use crate::child::FORKING;
+use crate::child::spawn;
 use crate::process::PidFd;
 use crate::{DEADLINE, wait_until};
 
@@ -48,9 +48,7 @@ impl Terminal {
                 Ok(())
             });
         }
-        let forking = FORKING.read().unwrap_or_else(PoisonError::into_inner);
-        let child = command.spawn().unwrap_or_else(|error| panic!("start {command:?}: {error}"));
-        drop(forking);
+        let child = spawn(&mut command).unwrap_or_else(|error| panic!("start {command:?}: {error}"));
         let seen = Arc::new(Mutex::new(vt100::Parser::new(rows, columns, 0)));
         let keyboard = File::from(pty.master);
         let mut screen = keyboard.try_clone().expect("a copy of our end");

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
+use crate::child::output;
 use crate::portguard::binary;
 
 /// Where portguard is told to take its facts from.
@@ -40,7 +41,7 @@ impl Tier {
             return None;
         }
         let ask = || {
-            let answer = Command::new(binary()).args(["doctor", "--json"]).output().ok()?;
+            let answer = output(Command::new(binary()).args(["doctor", "--json"])).ok()?;
             let answer: Value = serde_json::from_slice(&answer.stdout).ok()?;
             answer["why_not_ebpf"].as_str().map(str::to_owned)
         };

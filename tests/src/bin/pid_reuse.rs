@@ -4,6 +4,8 @@
 //! scenario and exits with 0 when the recycled PID has survived. It is a program of its own
 //! because a process's PID namespace is only that of its children.
 
+#![expect(clippy::disallowed_methods, reason = "a process of its own, in which no test runs")]
+
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use std::time::Duration;

@@ -11,6 +11,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
 use super::{SESSION, USER, remove};
+use crate::child::output;
 use crate::process::PidFd;
 use crate::wait_until;
 
@@ -91,8 +92,7 @@ fn systemctl(words: &[&str], units: &BTreeSet<String>) {
     if needs_units && units.is_empty() {
         return;
     }
-    let output = Command::new("systemctl").args(words).args(units).output();
-    output.expect("run systemctl");
+    output(Command::new("systemctl").args(words).args(units)).expect("run systemctl");
 }
 
 /// Every process that belongs neither to the guest nor to the test program itself, which is in a unit of its own.

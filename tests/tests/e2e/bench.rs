@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use guard_tests::Tier;
+use guard_tests::child::output;
 use guard_tests::skip::skip;
 use guard_tests::standin::built;
 use serde_json::Value;
@@ -14,11 +15,16 @@ fn smallest(section: &str) -> Option<Vec<Value>> {
         skip(&format!("bench::{section}"), "a private network namespace needs root");
         return None;
     }
-    let output = Command::new(built("bench")).args([section, "--smoke"]).output().expect("start bench");
+    let output = output(Command::new(built("bench")).args([section, "--smoke"])).expect("start bench");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "bench {section}\n{said}\n{}", String::from_utf8_lossy(&output.stderr));
     let lines = said.lines().map(|line| serde_json::from_str(line).expect("a JSON line"));
-    Some(lines.filter(|line: &Value| line["kind"] == "sample").collect())
+    let (samples, others): (Vec<Value>, Vec<_>) = lines.partition(|line: &Value| line["kind"] == "sample");
+    for why in others.iter().filter(|line| line["kind"] == "progress") {
+        // Shown when the test fails.
+        println!("{}", why["text"]);
+    }
+    Some(samples)
 }
 
 /// The values of one measure of the subjects whose names begin so.
@@ -52,8 +58,13 @@ fn the_smallest_round_measures_every_tier_and_no_gate_opens_too_early() {
 fn the_smallest_restart_frees_the_port_before_it_returns() {
     let Some(samples) = smallest("restart") else { return };
     assert!(values(&samples, "portguard", "failed").is_empty(), "{samples:?}");
-    assert!(!values(&samples, "portguard free", "dead time").is_empty(), "{samples:?}");
-    assert!(!values(&samples, "portguard restart, client of the sidecar", "total").is_empty(), "{samples:?}");
+    for (subject, measure) in
+        [("portguard free", "dead time"), ("portguard restart, client of the sidecar", "total")]
+    {
+        // On a busy machine the thread that knows the truth may have been off its processor.
+        let measured = [measure, "blind"].map(|measure| values(&samples, subject, measure).len());
+        assert_ne!(measured, [0, 0], "{subject}: {samples:?}");
+    }
     for wrong in ["free too early", "successor lost"] {
         assert!(
             values(&samples, "portguard", wrong).iter().all(|&value| value == 0.0),

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use guard_tests::caller::{CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN, Caller, Forbidden, NOBODY};
+use guard_tests::child::output;
 use guard_tests::portguard::binary;
 use serde_json::Value;
 
@@ -10,7 +11,7 @@ fn report(caller: &Caller) -> Value {
     let mut command = Command::new(caller.reachable(&binary()));
     command.args(["doctor", "--json"]);
     caller.apply(&mut command);
-    let output = command.output().expect("run portguard doctor");
+    let output = output(&mut command).expect("run portguard doctor");
     assert!(output.status.success(), "{output:?}");
     serde_json::from_slice(&output.stdout).expect("one JSON object")
 }
@@ -64,7 +65,7 @@ fn under_lockdown_nothing_but_lockdown_is_blamed() {
     }
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "sh", "-c", SCRIPT]).arg(binary());
-    let output = command.output().expect("run unshare");
+    let output = output(&mut command).expect("run unshare");
     if !output.status.success() {
         return guard_tests::skip::skip(TEST, &String::from_utf8_lossy(&output.stderr));
     }

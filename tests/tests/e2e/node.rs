@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 
-use guard_tests::child::Child;
+use guard_tests::child::{Child, output};
 use guard_tests::{DEADLINE, World, each_tier};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -75,7 +75,7 @@ struct Server {
 impl Server {
     /// `None`, and the test is noted as skipped, where there is no Node.
     fn start(world: &World, hosts: &str, mode: &str) -> Option<Self> {
-        if Command::new("node").arg("--version").output().is_err() {
+        if output(Command::new("node").arg("--version")).is_err() {
             world.skip("no node on this machine");
             return None;
         }

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use guard_tests::caller::NOBODY;
-use guard_tests::child::Child;
+use guard_tests::child::{Child, output, status};
 use guard_tests::sidecar::{event, service};
 use guard_tests::{Caller, DEADLINE, Sidecar, Tier, World, each_tier, stays, wait_until};
 use nix::sys::signal::Signal;
@@ -295,12 +295,9 @@ fn a_socket_that_was_handed_over(world: &World) {
     };
     assert!(told("READY=1"), "{}", sidecar.said());
     assert!(told("WATCHDOG=1"), "{}", sidecar.said());
-    let output = Command::new("curl")
-        .args(["--silent", "--max-time", "20", "--unix-socket"])
-        .arg(&path)
-        .arg("http://portguard/healthz")
-        .output()
-        .expect("curl");
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--max-time", "20", "--unix-socket"]).arg(&path).arg("http://portguard/healthz");
+    let output = output(&mut curl).expect("curl");
     assert!(String::from_utf8_lossy(&output.stdout).contains("\"ok\""), "{output:?}\n{}", sidecar.said());
     sidecar.signal(Signal::SIGHUP);
     assert!(told("RELOADING=1"), "{}", sidecar.said());
@@ -315,7 +312,7 @@ fn out_of_descriptors_it_waits_and_does_not_spin(world: &World) {
     let process = format!("/proc/{}", sidecar.child.id.pid);
     let open = std::fs::read_dir(format!("{process}/fd")).expect("its descriptors").count();
     let most = format!("--nofile={0}:{0}", open + 4);
-    let limited = Command::new("prlimit").args(["--pid", &sidecar.child.id.pid.to_string(), &most]).status();
+    let limited = status(Command::new("prlimit").args(["--pid", &sidecar.child.id.pid.to_string(), &most]));
     assert!(limited.expect("prlimit").success());
     // Those that are not accepted wait in the socket's queue, which stays readable.
     let crowd: Vec<_> = (0..20).map(|_| sidecar.connect()).collect();

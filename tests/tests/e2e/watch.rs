@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use guard_tests::caller::NOBODY;
-use guard_tests::child::Child;
+use guard_tests::child::{Child, spawn};
 use guard_tests::portguard::binary;
 use guard_tests::sidecar::{event, service};
 use guard_tests::{Caller, DEADLINE, Event, Sidecar, Terminal, World, each_tier, wait_until};
@@ -161,10 +161,10 @@ fn a_service_that_a_reload_drops_goes_from_the_table(world: &World) {
 fn a_reader_that_went_away_ends_it(world: &World) {
     let sidecar = Sidecar::start(world, "", &service("web", world.port(), None, ""));
     let mut head =
-        Command::new("head").arg("-n1").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("head");
+        spawn(Command::new("head").arg("-n1").stdin(Stdio::piped()).stdout(Stdio::piped())).expect("head");
     let mut command = watch(&sidecar.socket, &["--json"]);
     command.stdout(head.stdin.take().expect("a pipe")).stdin(Stdio::null()).stderr(Stdio::piped());
-    let child = command.spawn().expect("portguard");
+    let child = spawn(&mut command).expect("portguard");
     drop(command);
     let pidfd = guard_tests::process::PidFd::open(child.id().cast_signed()).expect("a pidfd");
     assert!(pidfd.ended_within(DEADLINE), "it goes on although nobody reads");

@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use guard_tests::child::Child;
+use guard_tests::child::{Child, spawn};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{SigHandler, Signal, signal};
@@ -42,7 +42,7 @@ impl Cell {
         let init = Child::start_by(command, "init of the cell", |command| {
             // The next process that this thread makes is PID 1 there.
             unshare(CloneFlags::CLONE_NEWPID)?;
-            let init = command.spawn();
+            let init = spawn(command);
             setns(&outside, CloneFlags::CLONE_NEWPID)?;
             init
         });
@@ -63,7 +63,7 @@ impl Cell {
         Child::start_by(command, name, |command| {
             // Only for the processes that this thread makes, and a thread cannot be made meanwhile.
             setns(&self.pids, CloneFlags::CLONE_NEWPID)?;
-            let child = command.spawn();
+            let child = spawn(command);
             setns(&self.outside, CloneFlags::CLONE_NEWPID)?;
             child
         })

@@ -8,6 +8,8 @@
 //! for those lines and never for time. It ends by itself when the other end of
 //! its standard input closes, so it cannot outlive the test.
 
+#![expect(clippy::disallowed_methods, reason = "a process of its own, in which no test runs")]
+
 mod churn;
 mod crowd;
 mod disguise;

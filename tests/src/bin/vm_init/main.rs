@@ -4,6 +4,8 @@
 //! The second serial port is the report: what the commands print, and lines of this program's
 //! own, which begin with [`MARK`]. Whoever reads it trusts nothing that ends without `bye`.
 
+#![expect(clippy::disallowed_methods, reason = "a process of its own, in which no test runs")]
+
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::AsFd;

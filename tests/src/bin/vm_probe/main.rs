@@ -8,6 +8,8 @@
 //! | `answer FEATURE ANSWER WHY` | a feature is there (`yes`), or not, and why not |
 //! | `cost PROGRAM NUMBER` | how many instructions the verifier went through for a program |
 
+#![expect(clippy::disallowed_methods, reason = "a process of its own, in which no test runs")]
+
 #[cfg(target_arch = "x86_64")]
 mod bpf;
 #[cfg(target_arch = "x86_64")]

@@ -1,5 +1,6 @@
 //! Who may ask, and from where.
 
+use guard_tests::child::status;
 use guard_tests::systemd::{Manager, Service, USER};
 use guard_tests::{Portguard, World};
 
@@ -35,7 +36,7 @@ fn from_inside_the_unit_it_is_refused(world: &World) {
     // The command that it names works.
     let mut advice = machine.command(&["systemd-run", "--collect", "--wait", "--quiet"]);
     advice.args(asking.command_line());
-    assert!(advice.status().expect("run systemd-run").success(), "{}", machine.status(GATEWAY));
+    assert!(status(&mut advice).expect("run systemd-run").success(), "{}", machine.status(GATEWAY));
     machine.line(GATEWAY, "ready", 1);
 }
 

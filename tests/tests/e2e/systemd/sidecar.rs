@@ -1,5 +1,6 @@
 //! The sidecar, as its own unit runs it, restarts units that clients ask for.
 
+use guard_tests::child::status;
 use guard_tests::sidecar_unit::{SOCKET, SidecarUnit, UNIT, signals, steps};
 use guard_tests::systemd::{Machine, Manager, Service, USER};
 use guard_tests::{DEADLINE, Finished, Portguard, World, each_tier, wait_until};
@@ -141,7 +142,7 @@ fn a_user_s_manager_that_came_after_the_sidecar(world: &World) {
     let Some(machine) = boot(world) else { return };
     let port = world.port();
     let run = |words: &[&str]| {
-        assert!(machine.command(words).status().expect("a command").success(), "{words:?}");
+        assert!(status(&mut machine.command(words)).expect("a command").success(), "{words:?}");
     };
     // As a systemd does that is not in a container.
     run(&["mount", "--make-rshared", "/"]);
