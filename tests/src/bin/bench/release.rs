@@ -11,15 +11,12 @@ use crate::peers::Role;
 use crate::rounds::Rounds;
 use crate::sample::Samples;
 use crate::subject::{self, Subject};
-use crate::truth::{Release, Truth};
+use crate::truth::{REPEATS, Release, Truth};
 
 const SAMPLES: Samples = Samples::of("release");
 
 /// The longest interval that anybody here polls at, and the time a poll takes.
 const PHASE: Duration = Duration::from_millis(70);
-
-/// How often a round is repeated in which the spinning thread was put off its processor.
-const REPEATS: usize = 3;
 
 struct Scenario {
     name: &'static str,

@@ -62,5 +62,8 @@ impl Release {
     }
 }
 
+/// How often a round is played in which the spinning thread was put off its processor.
+pub(crate) const REPEATS: usize = 3;
+
 /// How far apart a wakeful thread's last failure and first success may be.
 const SHARP_NS: u64 = 20_000;
