@@ -12,6 +12,7 @@ pub mod spelling;
 pub mod surroundings;
 #[cfg(test)]
 mod tests;
+mod turns;
 pub mod units;
 
 use std::io;
@@ -31,6 +32,7 @@ use tracing::debug;
 
 use self::doors::Doors;
 pub use self::restart::{Plans, RestartSink, Restarted};
+use self::turns::Turns;
 pub use crate::act::systemd::{SystemdError, UnitDoor, ask_about, own_uid};
 pub use crate::act::{Command, CommandError, probe, replace};
 use crate::kernel::idle::Awake;
@@ -311,6 +313,7 @@ impl Session {
         let mut haste = Haste::default();
         haste.set(plan.goal != Goal::Look);
         let mut gate = Gate::new(plan, now());
+        let mut turns = Turns::default();
         let mut told = 0;
         loop {
             while let Some(action) = gate.next_action() {
@@ -347,9 +350,10 @@ impl Session {
                 self.alarm.set(at).map_err(in_loop("set a timer"))?;
             }
             // Events before deadlines: what happened in time counts as in time.
+            let events_next = turns.events_next().await;
             tokio::select! {
                 biased;
-                fact = self.doors.observer.next(now) => {
+                fact = turns.take(self.doors.observer.next(now)), if events_next => {
                     if exiting(&fact).is_some() {
                         haste.owner_exits();
                     }
@@ -370,6 +374,7 @@ impl Session {
                     rang.map_err(in_loop("wait for a timer"))?;
                     gate.on_deadline(now());
                 }
+                () = std::future::ready(()), if !events_next => {}
             }
         }
     }
@@ -381,6 +386,7 @@ impl Session {
         // A service takes seconds to listen, and only the best tier tells when it does.
         self.doors.observer.upgrade();
         let since = now();
+        let mut turns = Turns::default();
         loop {
             // The table is cheap to read; who owns a listener is asked when there is one.
             if self.somebody_listens() {
@@ -402,9 +408,10 @@ impl Session {
             let at = now();
             self.alarm.set(at + self.follow_pause(since, at)).map_err(in_loop("set a timer"))?;
             loop {
+                let events_next = turns.events_next().await;
                 tokio::select! {
                     biased;
-                    fact = self.doors.observer.next(now) => match fact {
+                    fact = turns.take(self.doors.observer.next(now)), if events_next => match fact {
                         Fact::Hinted { hint: Hint::ListenerOpened { .. }, .. } | Fact::EventsLost { .. } => break,
                         _ => {}
                     },
@@ -413,6 +420,7 @@ impl Session {
                         rang.map_err(in_loop("wait for a timer"))?;
                         break;
                     }
+                    () = std::future::ready(()), if !events_next => {}
                 }
             }
         }

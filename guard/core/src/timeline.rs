@@ -11,6 +11,9 @@ use crate::policy::Judgement;
 /// busy clients could otherwise fill the memory with connection events.
 pub const MOST_ENTRIES: usize = 4096;
 
+/// How many of them may tell of the port's clients: what the run saw needs room beside those.
+pub const MOST_OF_CLIENTS: usize = MOST_ENTRIES / 4;
+
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
@@ -136,25 +139,39 @@ impl Entry {
     }
 }
 
+/// The end of a connection, whosever it was.
+const fn is_of_client(entry: &Entry) -> bool {
+    matches!(
+        entry,
+        Entry::Event(
+            Hint::ConnectionReleased { .. } | Hint::ConnectionAborted { .. } | Hint::TimeWaitEnded { .. }
+        )
+    )
+}
+
 /// The entries of a run in the order in which the core learned of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timeline {
     began: Instant,
     entries: Vec<(Instant, Entry)>,
+    of_clients: usize,
     left_out: u64,
 }
 
 impl Timeline {
     /// An empty timeline.
     pub fn new(began: Instant) -> Self {
-        Self { began, entries: vec![(began, Entry::Began)], left_out: 0 }
+        Self { began, entries: vec![(began, Entry::Began)], of_clients: 0, left_out: 0 }
     }
 
     /// Adds an entry. Past [`MOST_ENTRIES`] only the run's own steps are kept, of
     /// which there are a few for each process that it ends, and losses, of which
-    /// there are two for each look at most.
+    /// there are two for each look at most; of the port's clients, [`MOST_OF_CLIENTS`].
     pub fn record(&mut self, at: Instant, entry: Entry) {
-        if self.entries.len() < MOST_ENTRIES || entry.is_step() {
+        let of_client = is_of_client(&entry);
+        let fits = self.entries.len() < MOST_ENTRIES && (!of_client || self.of_clients < MOST_OF_CLIENTS);
+        if fits || entry.is_step() {
+            self.of_clients += usize::from(of_client);
             self.entries.push((at, entry));
         } else {
             self.left_out += 1;

@@ -26,7 +26,12 @@ pub(super) struct EbpfSource {
     unchecked: bool,
     /// A release is near, and what it takes to read of it may be out of the processor's caches.
     cold: bool,
+    /// More may be waiting than was taken at once.
+    behind: bool,
 }
+
+/// So many events are taken at once: a port's connections may end faster than anybody reads of it.
+const MOST_AT_ONCE: usize = 256;
 
 struct BpfFd(Bpf);
 
@@ -66,6 +71,7 @@ impl EbpfSource {
             lost: 0,
             unchecked: true,
             cold: true,
+            behind: false,
         })
     }
 
@@ -100,14 +106,15 @@ impl EbpfSource {
         facts: &mut VecDeque<Fact>,
         now: fn() -> Instant,
     ) -> Result<(), FillError> {
-        let Self { bpf, log, owners, losers, lost, unchecked, cold } = self;
+        let Self { bpf, log, owners, losers, lost, unchecked, cold, behind } = self;
         if std::mem::take(unchecked) {
             // The last facts are dealt with: now there is time to ask what was lost,
             // which is slow to read. Before the first event, all that is slow for the
             // first time only is done here (pages that are touched, CPUs that are
             // counted), and not when a gate waits.
             let source = &mut bpf.get_mut().0;
-            source.drain(|event| take_in(event, owners, losers, facts));
+            *behind =
+                source.drain(MOST_AT_ONCE, |event| take_in(event, owners, losers, facts)) == MOST_AT_ONCE;
             report_lost(source.lost(), lost, facts)?;
             if !facts.is_empty() {
                 return Ok(());
@@ -118,6 +125,7 @@ impl EbpfSource {
         }
         tokio::select! {
             biased;
+            () = std::future::ready(()), if *behind => {}
             // Cleared first: what arrives during the drain makes it ready again.
             ready = bpf.readable_mut() => ready.map_err(FillError::Wait)?.clear_ready(),
             Some(loser) = losers.next() => {
@@ -126,7 +134,7 @@ impl EbpfSource {
             }
         }
         let source = &mut bpf.get_mut().0;
-        source.drain(|event| take_in(event, owners, losers, facts));
+        *behind = source.drain(MOST_AT_ONCE, |event| take_in(event, owners, losers, facts)) == MOST_AT_ONCE;
         // What was lost is asked for once these are dealt with: a gate may be waiting for them.
         *unchecked = true;
         *cold |= facts.iter().any(exiting);

@@ -28,6 +28,9 @@ const PORT_BYTES: usize = 4096;
 /// No more than this, however many ports.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
 
+/// So many announcements are taken at once: a port's connections may end faster than anybody reads of it.
+const MOST_AT_ONCE: u32 = 256;
+
 /// A subscription in the event loop.
 #[derive(Debug)]
 pub(super) struct NetlinkSource {
@@ -129,11 +132,14 @@ impl NetlinkSource {
         now: fn() -> Instant,
     ) -> Result<(), NetlinkError> {
         let Self { destroyed, ports, connections, known, aborted, cold, .. } = self;
+        let mut room = MOST_AT_ONCE;
         let mut take_in = |socket: Socket, facts: &mut VecDeque<Fact>| {
+            room = room.saturating_sub(1);
+            let next = if room == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
             let is_known = socket.cookie.is_some_and(|cookie| known.remove(&cookie).is_some());
             let hint = match socket.remote {
                 None if is_known => Hint::SocketReleased { address: socket.address, port: socket.port },
-                None => return ControlFlow::Continue(()),
+                None => return next,
                 Some((_, 0))
                     if ports.contains(&socket.port)
                         && has_doubled(aborted.entry(socket.port).or_default()) =>
@@ -143,13 +149,13 @@ impl NetlinkSource {
                 Some(_) if connections.contains(&socket.port) => {
                     Hint::ConnectionReleased { port: socket.port }
                 }
-                Some(_) => return ControlFlow::Continue(()),
+                Some(_) => return next,
             };
             let often = matches!(hint, Hint::ConnectionReleased { .. });
             facts.push_back(Fact::Hinted { hint, at: now() });
             // A gate may be waiting for this one; to find that there is no other takes a system call. The end of a
             // connection brings no probe, and hundreds may be waiting to be read.
-            if often { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if often { next } else { ControlFlow::Break(()) }
         };
         if std::mem::take(cold) {
             // All that is slow for the first time only is done now (pages that are touched), and not when a gate waits.

@@ -39,6 +39,7 @@ pub use self::service::{
 };
 use self::standing::Standing;
 use super::doors::Doors;
+use super::turns::Turns;
 use super::units::{Told, Units};
 use super::{Alarm, Haste, RuntimeError, exiting, follow_pause, in_loop, now};
 use crate::act::CommandError;
@@ -49,10 +50,6 @@ const LOOK_BUDGET: Duration = Duration::from_secs(30);
 
 /// The time between two looks at services in the tier without events.
 const POLL_PACE: Duration = Duration::from_secs(1);
-
-/// So many events are taken before a deadline that is due: what happened in time
-/// counts as in time, and events that never end keep no deadline waiting.
-const EVENTS_FIRST: u32 = 64;
 
 /// Where facts come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,7 +163,7 @@ impl<W: Witness> Engine<W> {
     ///
     /// When the loop's own descriptors fail: nothing is watched any more.
     pub async fn serve(mut self) -> Result<(), RuntimeError> {
-        let mut overdue = 0;
+        let mut turns = Turns::default();
         let mut haste = Haste::default();
         loop {
             // Only a run is in a hurry. Whoever merely watches keeps nobody from a processor.
@@ -185,18 +182,13 @@ impl<W: Witness> Engine<W> {
             }
             haste.rest();
             if let Some(at) = self.next_deadline().into_iter().chain(haste.next_deadline()).min() {
-                overdue = if at <= now() { overdue + 1 } else { 0 };
-                if overdue > EVENTS_FIRST {
-                    overdue = 0;
-                    self.on_deadline();
-                    continue;
-                }
                 self.alarm.set(at).map_err(in_loop("set a timer"))?;
             }
             // Events before deadlines, and both before anybody's wishes.
+            let events_next = turns.events_next().await;
             tokio::select! {
                 biased;
-                fact = self.doors.observer.next(now) => {
+                fact = turns.take(self.doors.observer.next(now)), if events_next => {
                     if exiting(&fact).is_some_and(|owner| self.is_awaited(owner)) {
                         haste.owner_exits();
                     }
@@ -224,7 +216,8 @@ impl<W: Witness> Engine<W> {
                         self.abandon_all("the sidecar was asked to stop");
                         return Ok(());
                     }
-                }
+                },
+                () = std::future::ready(()), if !events_next => {}
             }
         }
     }

@@ -272,13 +272,15 @@ impl Bpf {
         Ok(lost)
     }
 
-    /// Takes every waiting event, oldest first, and says how many there were.
+    /// Takes waiting events, oldest first, at most `most` of them, and says how many it took.
     ///
-    /// Never blocks. Afterwards the descriptor becomes readable again with the
+    /// Never blocks. Where it took fewer than `most`, the descriptor becomes readable again with the
     /// next event.
-    pub fn drain(&mut self, mut sink: impl FnMut(Event)) -> usize {
+    pub fn drain(&mut self, most: usize, mut sink: impl FnMut(Event)) -> usize {
         let mut count = 0;
-        while let Some(record) = self.events.next() {
+        while count < most
+            && let Some(record) = self.events.next()
+        {
             match Event::decode(&record) {
                 Ok(event) => {
                     trace!(?event, "kernel event");

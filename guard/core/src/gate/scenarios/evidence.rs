@@ -3,7 +3,7 @@
 use super::*;
 use crate::gate::Action;
 use crate::model::{Process, Snapshot, Socket};
-use crate::timeline::{MOST_ENTRIES, Timeline};
+use crate::timeline::{MOST_ENTRIES, MOST_OF_CLIENTS, Timeline};
 
 pub(super) fn actions(gate: &mut Gate) -> Vec<Action> {
     std::iter::from_fn(|| gate.next_action()).collect()
@@ -157,7 +157,7 @@ fn losses_without_end_do_not_keep_a_free_port_shut() {
 #[test]
 fn a_flood_of_events_does_not_push_the_end_of_an_owner_out_of_the_timeline() {
     let mut timeline = Timeline::new(BEGIN);
-    let hint = Hint::ConnectionReleased { port: here()[0].port };
+    let hint = Hint::ListenerOpened { address: here()[0].address, port: here()[0].port };
     for _ in 0..2 * MOST_ENTRIES {
         timeline.record(BEGIN, Entry::Event(hint));
     }
@@ -171,6 +171,23 @@ fn a_flood_of_events_does_not_push_the_end_of_an_owner_out_of_the_timeline() {
     timeline.record(BEGIN, Entry::EventsLost(3));
     assert_eq!(timeline.entries().last(), Some(&(BEGIN, Entry::EventsLost(3))), "losses are always shown");
     assert!(timeline.left_out() > 0);
+}
+
+/// Symptom: a strict gate on a port whose clients came and went by the thousand told nothing of who was in its way.
+#[test]
+fn a_flood_of_connections_does_not_push_a_look_out_of_the_timeline() {
+    let port = here()[0].port;
+    let clients =
+        [Hint::ConnectionReleased { port }, Hint::ConnectionAborted { port }, Hint::TimeWaitEnded { port }];
+    let mut timeline = Timeline::new(BEGIN);
+    for hint in clients.into_iter().cycle().take(2 * MOST_ENTRIES) {
+        timeline.record(BEGIN, Entry::Event(hint));
+    }
+    assert_eq!(timeline.entries().len(), 1 + MOST_OF_CLIENTS, "its beginning, and these");
+    let looked = Entry::Looked { holders: Vec::new(), left_out: 0, took: us(1) };
+    timeline.record(BEGIN, looked.clone());
+    assert_eq!(timeline.entries().last(), Some(&(BEGIN, looked)));
+    assert_eq!(timeline.left_out(), (2 * MOST_ENTRIES - MOST_OF_CLIENTS) as u64);
 }
 
 /// The kernel tells of a listener only after thousands of connections that nobody accepted.

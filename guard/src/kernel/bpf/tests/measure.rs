@@ -82,7 +82,7 @@ fn report(what: &str, watcher: &mut Watcher, mut close: impl FnMut()) {
         while released.is_none() {
             let mut events = [EpollEvent::empty()];
             watcher.epoll.wait(&mut events, EpollTimeout::try_from(PATIENCE).unwrap()).unwrap();
-            watcher.bpf.drain(|event| {
+            watcher.bpf.drain(usize::MAX, |event| {
                 if let Event::Released(it) = event {
                     released = Some((it.at, now()));
                 }

@@ -58,7 +58,7 @@ impl Watcher {
         let deadline = std::time::Instant::now() + PATIENCE;
         loop {
             let seen = &mut self.seen;
-            self.bpf.drain(|event| seen.push(event));
+            self.bpf.drain(usize::MAX, |event| seen.push(event));
             if enough(&self.seen) {
                 assert_eq!(self.bpf.lost().unwrap(), Lost::default());
                 return &self.seen;

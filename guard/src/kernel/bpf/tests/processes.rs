@@ -132,7 +132,7 @@ fn a_leader_that_exits_before_its_threads_is_not_the_end_of_the_group() {
         eventually("the leader is a zombie", || {
             std::fs::read_to_string(&stat).unwrap().contains(") Z ").then_some(())
         });
-        assert_eq!(watcher.bpf.drain(|event| panic!("{event:?}")), 0);
+        assert_eq!(watcher.bpf.drain(usize::MAX, |event| panic!("{event:?}")), 0);
         write(&thread_goes, b"x").unwrap();
         let seen = watcher.until("an exit", |seen| !seen.is_empty());
         assert_eq!(words(seen), [format!("exited {:?}", Some(ExitStatus::Code(5)))]);

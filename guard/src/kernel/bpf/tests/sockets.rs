@@ -164,7 +164,7 @@ fn a_full_ring_is_counted_and_events_go_on_after_it() {
             drop(listening("127.0.0.1", Some(port), REUSE));
         }
         let mut kept = 0;
-        let drained = watcher.bpf.drain(|_| kept += 1);
+        let drained = watcher.bpf.drain(usize::MAX, |_| kept += 1);
         let lost = watcher.bpf.lost().unwrap();
         assert_eq!(watcher.bpf.lost_quick().unwrap(), lost);
         assert_eq!((kept, lost.count(LostReason::RingFull)), (39, 300 - 39));
@@ -172,7 +172,7 @@ fn a_full_ring_is_counted_and_events_go_on_after_it() {
         drop(listening("127.0.0.1", Some(port), REUSE));
         let mut after = Vec::new();
         eventually("three more events", || {
-            watcher.bpf.drain(|event| after.push(event));
+            watcher.bpf.drain(usize::MAX, |event| after.push(event));
             (after.len() == 3).then_some(())
         });
         assert_eq!(words(&after), LIFE);
