@@ -8,7 +8,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{Pid, SysconfVar, sysconf};
 
 /// One process for its whole life: PID and start time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,6 +62,18 @@ impl Proc {
     /// Whether it was gone within `deadline`.
     pub fn gone_within(&self, deadline: Duration) -> bool {
         crate::wait_until(deadline, || !self.alive())
+    }
+
+    /// Waits until whatever starts has another start time: one clock tick (`_SC_CLK_TCK`) at most.
+    ///
+    /// # Panics
+    /// When the clock stands still.
+    pub fn ages(&self) {
+        let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().expect("_SC_CLK_TCK");
+        let tick = Duration::from_secs(1) / u32::try_from(per_second).expect("ticks per second");
+        let now = || Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).expect("CLOCK_BOOTTIME"));
+        let older = || now().as_nanos() / tick.as_nanos() > u128::from(self.start);
+        assert!(crate::wait_until(crate::DEADLINE, older), "the clock stands still");
     }
 
     /// A descriptor that keeps meaning this process; `None` when it is gone.

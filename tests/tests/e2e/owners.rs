@@ -13,6 +13,8 @@ fn auto_sees_more_once_bpf_is_loaded() {
     guard_tests::world::play("owners::auto_sees_more_once_bpf_is_loaded", Tier::Ebpf, |world| {
         let port = world.port();
         let old = world.standin("").listen("127.0.0.1", port).start();
+        // Within the tick of the request, only whoever the first look shows is older than it.
+        old.id().ages();
         let finished = Portguard::bare(&["free", "--json", "--timeout", "15s", "--port"])
             .arg(&port.to_string())
             .matching("standin")
