@@ -132,5 +132,17 @@ impl Gate {
             self.record_probe = false;
         }
         self.note_probe(Probe { begun, by_table: false, outcomes });
+        if self.only_waits_for_owners() {
+            // Their end brings the probe that counts. Whoever probes until then, ahead of all ordinary threads, keeps
+            // them from it.
+            self.settle = self.plan.recheck;
+            self.recheck_at = now + self.settle;
+        }
+    }
+
+    /// The port is bindable, and somebody who was sent a signal has not ended yet.
+    fn only_waits_for_owners(&self) -> bool {
+        let bindable = self.probe.as_ref().is_some_and(|probe| self.stands(probe) && probe.all_bindable());
+        bindable && !self.plan.port_only && !self.escalation.all_over()
     }
 }
