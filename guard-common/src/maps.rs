@@ -23,7 +23,7 @@ pub const PORT_WORDS: u32 = 65_536 / 64;
 pub mod watch {
     /// Report the listeners: every watched port has this one.
     pub const LISTENERS: u32 = 1 << 0;
-    /// Also report every state change and the release of connections.
+    /// Also report the release of connections.
     pub const CONNECTIONS: u32 = 1 << 1;
 }
 

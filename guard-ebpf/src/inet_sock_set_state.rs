@@ -1,4 +1,7 @@
-//! `sock:inet_sock_set_state`: a socket is about to change its TCP state.
+//! `sock:inet_sock_set_state`: a socket is about to change its TCP state. Only beginning to listen and its end are
+//! reported: what becomes of connections, their destruction tells.
+
+use core::ffi::c_void;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{btf_tracepoint, tracepoint};
@@ -7,7 +10,7 @@ use guard_common::inet_sock_set_state::{
     ARG_NEWSTATE, ARG_OLDSTATE, ARG_SK, DPORT, FAMILY, NEWSTATE, OLDSTATE, PROTOCOL_OFFSET, SKADDR, SPORT,
 };
 use guard_common::{
-    COMM_LEN, Closing, KIND_STATE_CHANGED, LostReason, SocketEvent, TCP_CLOSE, TCP_LISTEN, WatchKey, watch,
+    COMM_LEN, Closing, KIND_STATE_CHANGED, LostReason, SocketEvent, TCP_CLOSE, TCP_LISTEN, WatchKey,
 };
 
 use crate::emit::{emit, header};
@@ -15,9 +18,7 @@ use crate::function::address;
 use crate::settings::setting;
 use crate::skip::{Skip, count, settle};
 use crate::sock::{Sock, Typed};
-use crate::socket::{
-    CONNECTIONS, Details, Socket, argument, bytes, context, cookie, field, netns, port_is_watched,
-};
+use crate::socket::{Details, Socket, argument, bytes, context, cookie, field, netns, port_is_watched};
 use crate::{current, maps};
 
 const IPPROTO_TCP: u16 = 6;
@@ -25,17 +26,25 @@ const IPPROTO_TCP: u16 = 6;
 #[btf_tracepoint(function = "inet_sock_set_state")]
 fn pg_raw_state(ctx: BtfTracePointContext) {
     // SAFETY: the guard compared the number of arguments with BTF.
+    let (old_state, new_state) =
+        unsafe { (argument::<ARG_OLDSTATE>(&ctx) as u8, argument::<ARG_NEWSTATE>(&ctx) as u8) };
+    // Every change of every connection on the host ends here, before anything of the socket is read.
+    if change(old_state, new_state).is_some() {
+        of_listener(ctx.as_ptr());
+    }
+}
+
+/// A function of its own, so that what every change on the host goes through is a few instructions in one place, without
+/// the stack and the registers that the rest needs.
+#[inline(never)]
+fn of_listener(ctx: *mut c_void) {
+    let ctx = BtfTracePointContext::new(ctx);
+    // SAFETY: the guard compared the number of arguments with BTF.
     let sock = Typed(unsafe { argument::<ARG_SK>(&ctx) } as *const u8);
     // SAFETY: as above.
     let states = || unsafe { (argument::<ARG_OLDSTATE>(&ctx) as u8, argument::<ARG_NEWSTATE>(&ctx) as u8) };
-    let (old_state, new_state) = states();
-    let of_listener = new_state == TCP_LISTEN || old_state == TCP_LISTEN && new_state == TCP_CLOSE;
-    // Nearly all changes on the host end here, without any helper being called.
-    if !of_listener && !port_is_watched(CONNECTIONS) {
-        return;
-    }
     let number = sock.number();
-    if !port_is_watched(number) && (number != 0 || !of_listener) {
+    if number != 0 && !port_is_watched(number) {
         return;
     }
     settle(address::<ARG_SK>(&ctx).and_then(|sk| try_set_state(&ctx, &Sock(sk), states)));
@@ -50,6 +59,24 @@ fn pg_set_state(ctx: TracePointContext) {
     settle(try_set_state(&ctx, &Record(&ctx), states));
 }
 
+/// What becomes of a listener.
+#[derive(Clone, Copy, PartialEq)]
+enum Change {
+    Opens,
+    Closes,
+}
+
+/// A connection begins as a copy of its listener, so its first change reads
+/// LISTEN → SYN_RECV. The listener itself leaves LISTEN to CLOSE only.
+#[inline(always)]
+fn change(old_state: u8, new_state: u8) -> Option<Change> {
+    match (old_state, new_state) {
+        (_, TCP_LISTEN) => Some(Change::Opens),
+        (TCP_LISTEN, TCP_CLOSE) => Some(Change::Closes),
+        _ => None,
+    }
+}
+
 /// `states` gives the state left and the state entered.
 #[inline(always)]
 #[cfg_attr(not(feature = "log"), expect(unused_variables, reason = "only the log takes the context"))]
@@ -58,33 +85,27 @@ fn try_set_state(
     socket: &impl Socket,
     states: impl FnOnce() -> (u8, u8),
 ) -> Result<(), Skip> {
+    let (old_state, new_state) = states();
+    let Some(change) = change(old_state, new_state) else {
+        return Err(Skip::Unrelated);
+    };
     let local_port = socket.local_port()?;
     if !port_is_watched(local_port) || socket.protocol()? != IPPROTO_TCP {
         return Err(Skip::Unrelated);
     }
     let skaddr = socket.skaddr();
     let key = WatchKey::new(netns(skaddr)?, local_port);
-    // SAFETY: the value is one aligned word; a removal meanwhile costs one event more or less.
-    let Some(&flags) = (unsafe { maps::WATCHED.get(key) }) else {
-        return Err(Skip::Unrelated);
-    };
-    let (old_state, new_state) = states();
-    let enters = new_state == TCP_LISTEN;
-    // A connection begins as a copy of its listener, so its first change reads
-    // LISTEN → SYN_RECV. The listener itself leaves LISTEN to CLOSE only.
-    let leaves = old_state == TCP_LISTEN && new_state == TCP_CLOSE;
-    if !enters && !leaves && flags & watch::CONNECTIONS == 0 {
+    // SAFETY: only the presence matters.
+    if unsafe { maps::WATCHED.get(key) }.is_none() {
         return Err(Skip::Unrelated);
     }
 
     let (mut tgid, mut comm) = (0, [0; COMM_LEN]);
-    if enters || leaves {
-        if let Some(ids) = current::ids() {
-            tgid = ids.tgid;
-            comm = current::comm();
-        }
-        remember(skaddr, key, tgid, enters);
+    if let Some(ids) = current::ids() {
+        tgid = ids.tgid;
+        comm = current::comm();
     }
+    remember(skaddr, key, tgid, change);
     let details = socket.details();
     emit(SocketEvent {
         header: header::<SocketEvent>(KIND_STATE_CHANGED),
@@ -116,8 +137,8 @@ fn try_set_state(
 /// Keeps the book of owners and of listeners on their way out, before the
 /// event is sent: a reader that sees the event also sees what was lost here.
 #[inline(always)]
-fn remember(skaddr: u64, key: WatchKey, tgid: u32, enters: bool) {
-    if enters {
+fn remember(skaddr: u64, key: WatchKey, tgid: u32, change: Change) {
+    if change == Change::Opens {
         // A shut down listener may listen again. Not being remembered is the usual case.
         let _absent = maps::CLOSING.remove(skaddr);
         if setting!(observe_exit) == 1 && tgid != 0 && maps::OWNERS.insert(tgid, 1, 0).is_err() {

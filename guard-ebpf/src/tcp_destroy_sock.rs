@@ -1,6 +1,8 @@
 //! `tcp:tcp_destroy_sock`: the kernel begins to destroy a socket, and releases
 //! its bind bucket right after.
 
+use core::ffi::c_void;
+
 use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{btf_tracepoint, tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
@@ -21,16 +23,25 @@ use crate::{current, maps};
 fn pg_raw_destroy(ctx: BtfTracePointContext) {
     // SAFETY: the guard compared the number of arguments with BTF.
     let sock = Typed(unsafe { argument::<ARG_SK>(&ctx) } as *const u8);
-    // Nearly all sockets of the host end here. A listener whose port the kernel
-    // chose has none any more.
+    // Nearly all sockets of the host end here. A listener whose port the kernel chose has none any more, but the usual
+    // socket without a port is a client's.
     let number = sock.number();
-    if number != 0 && !port_is_watched(number) {
-        return;
+    let watched =
+        if number == 0 { !sock.has_peer() || port_is_watched(CONNECTIONS) } else { port_is_watched(number) };
+    if watched {
+        of_watched(ctx.as_ptr());
     }
-    // The usual socket without a port is a client's. Whoever has its port and a peer may have listened before.
-    let is_clients = || number == 0 && sock.has_peer();
+}
+
+/// A function of its own, as for `inet_sock_set_state`.
+#[inline(never)]
+fn of_watched(ctx: *mut c_void) {
+    let ctx = BtfTracePointContext::new(ctx);
+    // SAFETY: the guard compared the number of arguments with BTF.
+    let sock = unsafe { argument::<ARG_SK>(&ctx) };
+    // Whoever has its port and a peer may have listened before.
     // SAFETY: only the presence matters.
-    let left_listen = || !is_clients() && unsafe { maps::CLOSING.get(sock.0 as u64) }.is_some();
+    let left_listen = || unsafe { maps::CLOSING.get(sock) }.is_some();
     if !port_is_watched(CONNECTIONS) && !left_listen() {
         return;
     }

@@ -202,7 +202,7 @@ fn fact(event: &Event, owners: &BTreeMap<Tgid, ProcessId>) -> Option<Fact> {
         Event::StateChanged(change) if change.closes_listener() => {
             (Hint::ListenerClosed { address: change.socket.local, port: change.socket.port }, change.at)
         }
-        // A connection's way through its states changes nothing until its end.
+        // No program reports it: a connection's way through its states changes nothing until its end.
         Event::StateChanged(_) => return None,
         Event::Released(released) if released.was_listener => {
             (Hint::SocketReleased { address: released.socket.local, port: released.socket.port }, released.at)

@@ -14,7 +14,7 @@ use super::{inet_sock_set_state, sched_process_exit, tcp_destroy_sock};
 /// What a BPF program reported. Every event is a hint: a reason to look.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A socket on a watched port is about to change its TCP state.
+    /// A socket on a watched port is about to begin to listen, or to end.
     StateChanged(StateChanged),
     /// The kernel destroys a socket on a watched port; the port is released
     /// well under a microsecond later, or was just now.
