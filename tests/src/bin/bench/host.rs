@@ -90,10 +90,10 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     let connections = match bench {
         Bench { smoke: true, .. } => BATCH,
         Bench { quick: true, .. } => 4_000,
-        _ => 20_000,
+        _ => 6_000,
     };
     let site = Site::open()?;
-    let mut rounds = bench.rounds(40, Duration::from_secs(240), Duration::from_secs(10));
+    let mut rounds = bench.rounds(80, Duration::from_secs(240), Duration::from_secs(10));
     while let Some(round) = rounds.next_round() {
         SAMPLES.progress(&format!("round {round}"))?;
         for watcher in rounds.shuffled(&watchers) {
