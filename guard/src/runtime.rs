@@ -351,6 +351,10 @@ impl Session {
             }
             // Events before deadlines: what happened in time counts as in time.
             let events_next = turns.events_next().await;
+            if !events_next {
+                // The alarm was set a moment ago, and may not have had the time to ring for what is due already.
+                gate.on_deadline(now());
+            }
             tokio::select! {
                 biased;
                 fact = turns.take(self.doors.observer.next(now)), if events_next => {
@@ -406,7 +410,8 @@ impl Session {
             }
             // The next look follows an event on the port, or the safety net.
             let at = now();
-            self.alarm.set(at + self.follow_pause(since, at)).map_err(in_loop("set a timer"))?;
+            let next_look = at + self.follow_pause(since, at);
+            self.alarm.set(next_look).map_err(in_loop("set a timer"))?;
             loop {
                 let events_next = turns.events_next().await;
                 tokio::select! {
@@ -420,7 +425,11 @@ impl Session {
                         rang.map_err(in_loop("wait for a timer"))?;
                         break;
                     }
-                    () = std::future::ready(()), if !events_next => {}
+                    () = std::future::ready(()), if !events_next => {
+                        if next_look <= now() {
+                            break;
+                        }
+                    }
                 }
             }
         }

@@ -125,13 +125,13 @@ impl EbpfSource {
         }
         tokio::select! {
             biased;
-            () = std::future::ready(()), if *behind => {}
             // Cleared first: what arrives during the drain makes it ready again.
-            ready = bpf.readable_mut() => ready.map_err(FillError::Wait)?.clear_ready(),
+            ready = bpf.readable_mut(), if !*behind => ready.map_err(FillError::Wait)?.clear_ready(),
             Some(loser) = losers.next() => {
                 facts.push_back(loser);
                 return Ok(());
             }
+            () = std::future::ready(()), if *behind => {}
         }
         let source = &mut bpf.get_mut().0;
         *behind = source.drain(MOST_AT_ONCE, |event| take_in(event, owners, losers, facts)) == MOST_AT_ONCE;

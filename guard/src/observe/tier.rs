@@ -385,14 +385,18 @@ impl Observer {
             }
             tokio::select! {
                 biased;
-                filled = fill(&mut self.source, &mut self.ready, now) => {
-                    if let Err(why) = filled {
-                        self.step_down(why);
-                    }
-                }
+                // First: it comes once, and a source may never have a pause.
                 loaded = loaded(&mut self.loading) => {
                     self.loading = None;
                     self.settle(loaded);
+                }
+                filled = fill(&mut self.source, &mut self.ready, now) => {
+                    if let Err(why) = filled {
+                        self.step_down(why);
+                    } else if self.ready.is_empty() {
+                        // What was read concerns nobody, and there may be no end of it: the caller has others to ask.
+                        tokio::task::yield_now().await;
+                    }
                 }
             }
         }

@@ -186,6 +186,10 @@ impl<W: Witness> Engine<W> {
             }
             // Events before deadlines, and both before anybody's wishes.
             let events_next = turns.events_next().await;
+            if !events_next {
+                // The alarm was set a moment ago, and may not have had the time to ring for what is due already.
+                self.on_deadline();
+            }
             tokio::select! {
                 biased;
                 fact = turns.take(self.doors.observer.next(now)), if events_next => {

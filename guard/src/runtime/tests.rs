@@ -1,5 +1,6 @@
 //! A whole session in this process: what no test from outside can bring about.
 
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 
 use guard_core::gate::{Budgets, Goal, Outcome, Reach};
@@ -50,7 +51,7 @@ fn plan_to_wait(endpoints: &[BindSpec], session: &Session) -> Plan {
 /// Runs `body` to its end on an event loop in a network namespace of its own.
 fn in_session<F: Future<Output = ()>>(test: &'static str, body: impl FnOnce() -> F + Send + 'static) {
     netns(test, move || {
-        let reactor = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let reactor = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         reactor.block_on(body());
     });
 }
@@ -96,6 +97,44 @@ fn a_run_goes_on_in_lower_tiers_when_the_ring_buffer_and_then_netlink_fail() {
 #[test]
 fn a_run_polls_when_the_announcements_fail() {
     fails_from("a_run_polls_when_the_announcements_fail", Tier::Netlink, &["poll"]);
+}
+
+/// Whoever takes only so many events at once must be woken for the rest, or go on without being woken. A run would look
+/// again at some time, and hide it.
+#[test]
+fn all_events_that_wait_are_taken_however_many() {
+    const NAME: &str = "all_events_that_wait_are_taken_however_many";
+    const PATIENCE: Duration = Duration::from_secs(10);
+    for tier in [Tier::Ebpf, Tier::Netlink] {
+        for count in [255, 256, 257, 1_500] {
+            in_session(NAME, move || async move {
+                let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+                let port = Port::new(listener.local_addr().unwrap().port()).unwrap();
+                let watched = [Watched { port, connections: true }];
+                let tuning = Tuning { poll_interval: POLL, event_buffer: Some(1 << 20), standing: false };
+                let mut observer = match Observer::start(TierChoice::Only(tier), &watched, tuning) {
+                    Ok((observer, _)) => observer,
+                    Err(TierError::Ebpf(error)) => return skip(NAME, &error.to_string()),
+                    Err(error) => panic!("{error}"),
+                };
+                for _ in 0..count {
+                    let client = TcpStream::connect(("127.0.0.1", port.get())).unwrap();
+                    let (server, _) = listener.accept().unwrap();
+                    // Whoever closes first keeps the TIME_WAIT.
+                    drop(client);
+                    drop(server);
+                }
+                for taken in 0..count {
+                    let fact = tokio::time::timeout(PATIENCE, observer.next(now)).await;
+                    let fact = fact.unwrap_or_else(|_| panic!("{tier:?}: {taken} of {count}, then nothing"));
+                    let Fact::Hinted { hint: Hint::ConnectionReleased { port: of }, .. } = fact else {
+                        panic!("{fact:?}");
+                    };
+                    assert_eq!(of, port);
+                }
+            });
+        }
+    }
 }
 
 /// Lets go of the port as soon as the run has seen who holds it.

@@ -58,13 +58,12 @@ fn the_smallest_round_measures_every_tier_and_no_gate_opens_too_early() {
 fn the_smallest_restart_frees_the_port_before_it_returns() {
     let Some(samples) = smallest("restart") else { return };
     assert!(values(&samples, "portguard", "failed").is_empty(), "{samples:?}");
-    for (subject, measure) in
-        [("portguard free", "dead time"), ("portguard restart, client of the sidecar", "total")]
-    {
-        // On a busy machine the thread that knows the truth may have been off its processor.
-        let measured = [measure, "blind"].map(|measure| values(&samples, subject, measure).len());
-        assert_ne!(measured, [0, 0], "{subject}: {samples:?}");
-    }
+    let subjects = [("portguard free", "dead time"), ("portguard restart, client of the sidecar", "total")];
+    let measured = subjects.map(|(subject, measure)| values(&samples, subject, measure).len());
+    let blind = subjects.map(|(subject, _)| values(&samples, subject, "blind").len());
+    // On a busy machine the thread that knows the truth may have been off its processor, but not each time.
+    assert!((0..2).all(|index| measured[index] + blind[index] > 0), "{samples:?}");
+    assert!(measured.iter().any(|&count| count > 0), "{samples:?}");
     for wrong in ["free too early", "successor lost"] {
         assert!(
             values(&samples, "portguard", wrong).iter().all(|&value| value == 0.0),

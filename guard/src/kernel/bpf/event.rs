@@ -14,7 +14,7 @@ use super::{inet_sock_set_state, sched_process_exit, tcp_destroy_sock};
 /// What a BPF program reported. Every event is a hint: a reason to look.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A socket on a watched port is about to begin to listen, or to end.
+    /// A socket on a watched port is about to begin to listen, or to stop.
     StateChanged(StateChanged),
     /// The kernel destroys a socket on a watched port; the port is released
     /// well under a microsecond later, or was just now.
@@ -45,7 +45,7 @@ pub struct StateChanged {
     pub old: TcpState,
     /// State about to be entered.
     pub new: TcpState,
-    /// Who called `listen()` or closed the listener; `None` for a connection.
+    /// Who called `listen()` or ended it; `None` for a task outside the guard's PID namespace.
     pub actor: Option<Actor>,
 }
 

@@ -62,7 +62,7 @@ pub struct Watch {
     pub netns: NetnsInode,
     /// Local port.
     pub port: Port,
-    /// Report also every state change and the end of connections, not only of listeners.
+    /// Report also the end of connections, not only what becomes of listeners.
     pub connections: bool,
 }
 

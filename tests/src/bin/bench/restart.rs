@@ -191,11 +191,11 @@ fn once(bench: &Bench, on_term: &str, subject: Subject<'_>) -> Result<Option<Rou
         returned_ns = Some(done.ended_ns);
         said_ns = returned_ns;
     }
+    let said_ns = said_ns.context("its gate never opened")?;
     let Some(release) = release else {
         ensure!(up_ns.is_some(), "the port was never free");
         return Ok(None);
     };
-    let said_ns = said_ns.context("its gate never opened")?;
     Ok(Some(Round { began_ns, release, said_ns, returned_ns, up_ns }))
 }
 
