@@ -137,16 +137,16 @@ impl Entry {
                 | Self::Ended(_)
         )
     }
-}
 
-/// The end of a connection, whosever it was.
-const fn is_of_client(entry: &Entry) -> bool {
-    matches!(
-        entry,
-        Entry::Event(
-            Hint::ConnectionReleased { .. } | Hint::ConnectionAborted { .. } | Hint::TimeWaitEnded { .. }
+    /// The end of a connection, whosever it was.
+    const fn is_of_client(&self) -> bool {
+        matches!(
+            self,
+            Self::Event(
+                Hint::ConnectionReleased { .. } | Hint::ConnectionAborted { .. } | Hint::TimeWaitEnded { .. }
+            )
         )
-    )
+    }
 }
 
 /// The entries of a run in the order in which the core learned of them.
@@ -168,7 +168,7 @@ impl Timeline {
     /// which there are a few for each process that it ends, and losses, of which
     /// there are two for each look at most; of the port's clients, [`MOST_OF_CLIENTS`].
     pub fn record(&mut self, at: Instant, entry: Entry) {
-        let of_client = is_of_client(&entry);
+        let of_client = entry.is_of_client();
         let fits = self.entries.len() < MOST_ENTRIES && (!of_client || self.of_clients < MOST_OF_CLIENTS);
         if fits || entry.is_step() {
             self.of_clients += usize::from(of_client);

@@ -10,6 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, trace, warn};
 
+use super::MOST_AT_ONCE;
 use super::losers::Losers;
 use crate::kernel::bpf::{Bpf, BpfError, BpfLog, Event, Lost};
 
@@ -29,9 +30,6 @@ pub(super) struct EbpfSource {
     /// More may be waiting than was taken at once.
     behind: bool,
 }
-
-/// So many events are taken at once: a port's connections may end faster than anybody reads of it.
-const MOST_AT_ONCE: usize = 256;
 
 struct BpfFd(Bpf);
 

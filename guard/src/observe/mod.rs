@@ -19,3 +19,6 @@ pub use netlink::NetlinkError;
 pub use owners::OwnerSource;
 pub use tier::{Observer, Tier, TierChoice, TierError, Watched};
 pub use tuning::Tuning;
+
+/// So many events are taken from a source at once: a port's connections may end faster than anybody reads of it.
+const MOST_AT_ONCE: usize = 256;

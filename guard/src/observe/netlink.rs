@@ -15,6 +15,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::debug;
 
+use super::MOST_AT_ONCE;
 use super::tier::Watched;
 use crate::kernel::sock_diag::{Announced, DestroyedSockets, Drained, SockDiagError};
 
@@ -27,9 +28,6 @@ const PORT_BYTES: usize = 4096;
 
 /// No more than this, however many ports.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
-
-/// So many announcements are taken at once: a port's connections may end faster than anybody reads of it.
-const MOST_AT_ONCE: u32 = 256;
 
 /// A subscription in the event loop.
 #[derive(Debug)]

@@ -111,7 +111,7 @@ fn all_events_that_wait_are_taken_however_many() {
                 let listener = TcpListener::bind("127.0.0.1:0").unwrap();
                 let port = Port::new(listener.local_addr().unwrap().port()).unwrap();
                 let watched = [Watched { port, connections: true }];
-                let tuning = Tuning { poll_interval: POLL, event_buffer: Some(1 << 20), standing: false };
+                let tuning = Tuning { poll_interval: POLL, event_buffer: Some(1 << 22), standing: false };
                 let mut observer = match Observer::start(TierChoice::Only(tier), &watched, tuning) {
                     Ok((observer, _)) => observer,
                     Err(TierError::Ebpf(error)) => return skip(NAME, &error.to_string()),
