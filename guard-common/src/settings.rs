@@ -20,7 +20,7 @@ pub struct Settings {
     pub ctx_state_local: u32,
     /// `inet_sock_set_state`: `daddr_v6`.
     pub ctx_state_remote: u32,
-    /// `tcp_destroy_sock`: `family`, which older kernels do not have.
+    /// `tcp_destroy_sock`: `family`, which older kernels do not have: then `sock_family` is used.
     pub ctx_destroy_family: u32,
     /// `tcp_destroy_sock`: `saddr_v6`.
     pub ctx_destroy_local: u32,

@@ -107,12 +107,18 @@ pub(crate) fn netns(skaddr: u64) -> Result<u32, Skip> {
 /// The socket's cookie, or 0 when it has none yet.
 #[inline(always)]
 pub(crate) fn cookie(skaddr: u64) -> u64 {
-    let Some(offset) = known(setting!(sock_cookie)) else {
-        return 0;
+    member(skaddr, setting!(sock_cookie))
+}
+
+/// A member of the socket; 0 where the kernel does not tell where it is.
+#[inline(always)]
+pub(crate) fn member<T: Default>(skaddr: u64, offset: u32) -> T {
+    let Some(offset) = known(offset) else {
+        return T::default();
     };
     read(skaddr, offset).unwrap_or_else(|_| {
         count(LostReason::ReadSocket);
-        0
+        T::default()
     })
 }
 

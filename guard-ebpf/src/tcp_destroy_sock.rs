@@ -15,7 +15,7 @@ use crate::settings::setting;
 use crate::skip::{Skip, settle};
 use crate::sock::{Sock, Typed};
 use crate::socket::{
-    CONNECTIONS, Details, Socket, argument, bytes, context, field, netns, port_is_watched, read,
+    CONNECTIONS, Details, Socket, argument, bytes, context, field, member, netns, port_is_watched, read,
 };
 use crate::{current, maps};
 
@@ -148,7 +148,11 @@ impl Socket for Record<'_> {
     #[inline(always)]
     fn details(&self) -> Details {
         Details {
-            family: context(self.0, setting!(ctx_destroy_family), 0),
+            family: if setting!(ctx_destroy_family) == 0 {
+                member(self.skaddr(), setting!(sock_family))
+            } else {
+                context(self.0, setting!(ctx_destroy_family), 0)
+            },
             // SAFETY: this field is in the table that the guard compares with tracefs.
             remote_port: unsafe { field::<u16, { DPORT.offset }>(self.0) },
             cookie: context(self.0, setting!(ctx_destroy_cookie), 0),

@@ -141,6 +141,12 @@ impl KernelTypes {
         }
     }
 
+    /// Where a socket has its address family; 0 where that is not known.
+    pub(super) fn family(&self) -> u32 {
+        let [.., family, _, _, _, _, _, _, _, _] = self.found.offsets;
+        family.unwrap_or(0)
+    }
+
     /// Resolves the offsets by which the raw tracepoint `event` sees a socket.
     pub(super) fn resolve_sock(&self, event: &Event, settings: &mut Settings) -> Result<(), BpfError> {
         let [.., family, protocol, number, local_port, remote_port, local_v4, remote_v4, local_v6, remote_v6] =

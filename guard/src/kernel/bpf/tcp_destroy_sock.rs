@@ -10,7 +10,7 @@ use super::load::Way;
 use super::settings::KernelTypes;
 
 /// Compares the tracepoint with what the program relies on, and notes what may
-/// differ between kernels. Old kernels have no `family` there.
+/// differ between kernels. Old kernels have no `family` there; the socket has.
 pub(super) fn fit(way: Way<'_>, types: &KernelTypes, settings: &mut Settings) -> Result<(), BpfError> {
     let Way::Classic(tracefs) = way else {
         types.arguments(&EVENT)?;
@@ -24,6 +24,9 @@ pub(super) fn fit(way: Way<'_>, types: &KernelTypes, settings: &mut Settings) ->
     settings.ctx_destroy_remote = address(&format, &EVENT, "daddr_v6")?;
     settings.ctx_destroy_cookie = optional(&format, "sock_cookie", 8);
     settings.ctx_destroy_family = optional(&format, "family", 2);
+    if settings.ctx_destroy_family == 0 {
+        settings.sock_family = types.family();
+    }
     settings.observe_release = 1;
     Ok(())
 }
