@@ -183,6 +183,9 @@ pub struct Looker {
     /// The number of the last request. A run may end before its answer comes;
     /// the next run must not take that for its own.
     asked: u64,
+    /// When it was made, until it is answered.
+    waits_since: Option<Instant>,
+    now: fn() -> Instant,
 }
 
 impl Looker {
@@ -225,14 +228,20 @@ impl Looker {
                 }
             })
             .map_err(LookError::Thread)?;
-        Ok(Self { requests, answers, asked: 0 })
+        Ok(Self { requests, answers, asked: 0, waits_since: None, now })
     }
 
     /// Asks for a snapshot; [`Looker::next`] answers the last request.
     pub fn request(&mut self, wanted: Wanted) -> Result<(), LookError> {
         self.asked += 1;
+        self.waits_since = Some((self.now)());
         let ended = |_| LookError::Thread(std::io::Error::other("the thread has ended"));
         self.requests.send((self.asked, wanted)).map_err(ended)
+    }
+
+    /// Since when the last request has been waiting for its answer.
+    pub const fn waits_since(&self) -> Option<Instant> {
+        self.waits_since
     }
 
     /// The answer to the last request. Cancel safe. Does not resolve when
@@ -240,7 +249,10 @@ impl Looker {
     pub async fn next(&mut self) -> Fact {
         loop {
             match self.answers.recv().await {
-                Some((number, fact)) if number == self.asked => return fact,
+                Some((number, fact)) if number == self.asked => {
+                    self.waits_since = None;
+                    return fact;
+                }
                 Some(_) => {}
                 None => {
                     return Fact::SnapshotFailed(

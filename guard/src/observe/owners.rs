@@ -9,13 +9,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guard_core::model::{Ancestor, Process, ProcessId, SocketInode, Tgid, Unseen};
 use tracing::{debug, warn};
 
 use crate::kernel::bpf::{BpfError, Descriptor, OwnerLookup};
-use crate::kernel::procfs;
+use crate::kernel::procfs::{self, OwnerScan};
 
 /// How often the iterator is asked at most, until nobody new turns up. The first
 /// time finds the owners, the second one confirms them.
@@ -93,24 +94,45 @@ struct Loaded {
 
 /// Where owners are looked up: in `/proc`, until an iterator is handed over.
 #[derive(Clone, Debug, Default)]
-pub struct OwnerSource(Arc<Mutex<Option<Arc<Mutex<Loaded>>>>>);
+pub struct OwnerSource(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    loaded: Mutex<Option<Arc<Mutex<Loaded>>>>,
+    /// Whether there is one: a walk through `/proc` asks that all the time.
+    there: AtomicBool,
+}
 
 impl OwnerSource {
-    /// Owners are looked up by this iterator from now on.
+    /// Owners are looked up by this iterator from now on, by looks that are under way too.
     pub(super) fn hand_over(&self, lookup: OwnerLookup) {
         debug!("owners are looked up by BPF from now on");
-        *locked(&self.0) = Some(Arc::new(Mutex::new(Loaded { lookup, failed: 0 })));
+        self.set(Some(Arc::new(Mutex::new(Loaded { lookup, failed: 0 }))));
     }
 
-    /// Who owns `inodes`, by the best that there is now. Never waits for a better one, only
-    /// for another thread's pass.
+    fn set(&self, loaded: Option<Arc<Mutex<Loaded>>>) {
+        let there = loaded.is_some();
+        *locked(&self.0.loaded) = loaded;
+        self.0.there.store(there, Ordering::Release);
+    }
+
+    /// Who owns `inodes`, by the best that there is. Never waits for a better one, only
+    /// for another thread's pass; but where one comes first, `/proc` is not read to its end.
     pub(super) fn owners(&self, inodes: &BTreeSet<SocketInode>, evidence: &mut Evidence) -> Ownership {
         if inodes.is_empty() {
             // Nothing that anybody could have open: nobody's files are looked at.
             return Ownership::default();
         }
-        let shared = locked(&self.0).clone();
-        if let Some(loaded) = shared {
+        loop {
+            let shared = locked(&self.0.loaded).clone();
+            let Some(loaded) = shared else {
+                let better_way = || self.0.there.load(Ordering::Acquire);
+                if let Some(scan) = procfs::owners_unless(inodes, &better_way) {
+                    return confirmed(scan, inodes, evidence);
+                }
+                debug!("what is left of /proc is not read");
+                continue;
+            };
             let answer = by_iterator(|| locked(&loaded).lookup.descriptors(inodes), evidence);
             let mut loaded = locked(&loaded);
             match answer {
@@ -124,12 +146,12 @@ impl OwnerSource {
                         debug!(%error, "owners are looked up in /proc this time");
                     } else {
                         warn!(%error, "owners are looked up in /proc from now on");
-                        *locked(&self.0) = None;
+                        self.set(None);
                     }
                 }
             }
+            return confirmed(procfs::owners(inodes), inodes, evidence);
         }
-        through_proc(inodes, evidence)
     }
 }
 
@@ -200,8 +222,8 @@ fn unexplained_owner(tgid: Tgid, evidence: &Evidence) -> Unseen {
     }
 }
 
-fn through_proc(inodes: &BTreeSet<SocketInode>, evidence: &mut Evidence) -> Ownership {
-    let scan = procfs::owners(inodes);
+/// What a walk through `/proc` found, as far as it is still so once the evidence was read.
+fn confirmed(scan: OwnerScan, inodes: &BTreeSet<SocketInode>, evidence: &mut Evidence) -> Ownership {
     let mut owners: BTreeMap<SocketInode, Vec<ProcessId>> = BTreeMap::new();
     for tgid in scan.owners.values().flatten().copied().collect::<BTreeSet<_>>() {
         // Gone since the scan: it owns nothing any more.

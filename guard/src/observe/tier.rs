@@ -132,6 +132,8 @@ pub struct Observer {
     /// What is being loaded watches other ports than it should.
     outdated: bool,
     may_upgrade: bool,
+    /// The iterator over open files may be loaded beside a look.
+    may_help_look: bool,
     owners: Vec<ProcessId>,
     owner_source: OwnerSource,
     ready: VecDeque<Fact>,
@@ -179,6 +181,7 @@ impl Observer {
             loading: None,
             outdated: false,
             may_upgrade: choice == TierChoice::Auto,
+            may_help_look: choice == TierChoice::Auto,
             owners: Vec::new(),
             owner_source: owner_source.clone(),
             ready: VecDeque::new(),
@@ -233,6 +236,8 @@ impl Observer {
         if !std::mem::take(&mut self.may_upgrade) {
             return;
         }
+        // It comes with the programs.
+        self.may_help_look = false;
         let watches = match self.watches() {
             Ok(watches) => watches,
             Err(error) => {
@@ -258,6 +263,24 @@ impl Observer {
                 let why = format!("cannot start a thread to load BPF: {error}");
                 self.shortfall = Some(Shortfall::because(why));
             }
+        }
+    }
+
+    /// Whether [`Observer::help_look`] would do anything.
+    pub const fn may_help_look(&self) -> bool {
+        self.may_help_look
+    }
+
+    /// Begins to load the iterator over open files, and nothing else, beside a look that takes long, when `Auto` was
+    /// asked for. The look goes on with it as soon as it is there.
+    pub fn help_look(&mut self) {
+        if !std::mem::take(&mut self.may_help_look) {
+            return;
+        }
+        let owners = self.owner_source.clone();
+        let loader = thread::Builder::new().name("load-bpf".to_owned());
+        if let Err(error) = loader.spawn(move || hand_over_alone(&owners)) {
+            debug!(%error, "no thread to load BPF on: owners are looked up in /proc");
         }
     }
 

@@ -25,6 +25,22 @@ fn auto_sees_more_once_bpf_is_loaded() {
     });
 }
 
+/// A look that would take `/proc` long goes on with BPF once that is loaded, and what it finds is the same.
+#[test]
+fn a_long_look_is_finished_by_bpf() {
+    guard_tests::world::play("owners::a_long_look_is_finished_by_bpf", Tier::Ebpf, |world| {
+        let port = world.port();
+        // A quarter of a second of readlink(), and ten milliseconds for the iterator.
+        let old = world.standin("--descriptors 3500 --fork-sharer 60").listen("127.0.0.1", port).start();
+        let finished = Portguard::bare(&["status", "--json", "--port"])
+            .arg(&port.to_string())
+            .through(vec!["env".to_owned(), "PORTGUARD_LOG=debug".to_owned()])
+            .run();
+        assert!(finished.stderr.contains("what is left of /proc is not read"), "{finished}");
+        assert_eq!(named(&finished, old.inode()), (holding(old.inode()), true), "{finished}");
+    });
+}
+
 /// The owners of the listener with this inode, ascending, and whether these are all.
 fn named(finished: &Finished, inode: u64) -> (Vec<i32>, bool) {
     let snapshots = finished.of("snapshot");

@@ -46,13 +46,23 @@ pub struct OwnerScan {
 ///   the leader's is empty (it has exited and is a zombie, while the others go
 ///   on). The second pass looks into every thread.
 pub fn owners(inodes: &BTreeSet<SocketInode>) -> OwnerScan {
-    let mut scan = Scan::new(inodes);
+    scan(&mut Scan::new(inodes, &|| false))
+}
+
+/// The same, unless somebody knows a better way meanwhile: that is asked before each descriptor. `None` when it was.
+pub fn owners_unless(inodes: &BTreeSet<SocketInode>, better_way: &dyn Fn() -> bool) -> Option<OwnerScan> {
+    let mut asked = Scan::new(inodes, better_way);
+    let found = scan(&mut asked);
+    (!asked.broken_off).then_some(found)
+}
+
+fn scan(scan: &mut Scan<'_>) -> OwnerScan {
     let complete = match what_is_unseen() {
         Ok(unseen) => unseen.map_or(Ok(()), Err),
         Err(error) => Err(Unseen::Failed(error.to_string())),
     };
     let mut walked = scan.pass(Threads::OfTheLeaderless);
-    if scan.some_inode_has_no_owner() {
+    if !scan.broken_off && scan.some_inode_has_no_owner() {
         let again = scan.pass(Threads::All);
         walked = walked.and(again);
     }
@@ -65,9 +75,13 @@ pub fn owners(inodes: &BTreeSet<SocketInode>) -> OwnerScan {
     // The larger blindness first: a namespace's edge hides more than a closed
     // directory.
     let complete = walked.and(complete).and(closed);
-    let owners =
-        scan.owners.into_iter().map(|(inode, owners)| (inode, owners.into_iter().collect())).collect();
-    OwnerScan { owners, descriptors: scan.descriptors, complete, closed: scan.closed }
+    let owners = std::mem::take(&mut scan.owners);
+    OwnerScan {
+        owners: owners.into_iter().map(|(inode, owners)| (inode, owners.into_iter().collect())).collect(),
+        descriptors: std::mem::take(&mut scan.descriptors),
+        complete,
+        closed: std::mem::take(&mut scan.closed),
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -83,10 +97,12 @@ enum Whose {
     Thread,
 }
 
-struct Scan {
+struct Scan<'a> {
     owners: BTreeMap<SocketInode, BTreeSet<Tgid>>,
     descriptors: BTreeMap<SocketInode, (Tgid, RawFd)>,
     closed: BTreeSet<Tgid>,
+    better_way: &'a dyn Fn() -> bool,
+    broken_off: bool,
 }
 
 /// Which of `inodes` the process that has this number *now* holds a descriptor
@@ -94,7 +110,7 @@ struct Scan {
 /// the number could have been reused since the scan. One walk, whatever the
 /// number of sockets.
 pub fn owned_by(tgid: Tgid, inodes: &BTreeSet<SocketInode>) -> BTreeSet<SocketInode> {
-    let mut scan = Scan::new(inodes);
+    let mut scan = Scan::new(inodes, &|| false);
     let Ok(name) = std::ffi::CString::new(tgid.to_string()) else { return BTreeSet::new() };
     let (mut of_tasks, mut of_fds) = (entries_buffer(), entries_buffer());
     let Ok(proc) = open_proc() else { return BTreeSet::new() };
@@ -112,10 +128,15 @@ fn entries_buffer() -> Entries {
     Box::new_uninit_slice(ENTRIES)
 }
 
-impl Scan {
-    fn new(inodes: &BTreeSet<SocketInode>) -> Self {
-        let owners = inodes.iter().map(|&inode| (inode, BTreeSet::new())).collect();
-        Self { owners, descriptors: BTreeMap::new(), closed: BTreeSet::new() }
+impl<'a> Scan<'a> {
+    fn new(inodes: &BTreeSet<SocketInode>, better_way: &'a dyn Fn() -> bool) -> Self {
+        Self {
+            owners: inodes.iter().map(|&inode| (inode, BTreeSet::new())).collect(),
+            descriptors: BTreeMap::new(),
+            closed: BTreeSet::new(),
+            better_way,
+            broken_off: false,
+        }
     }
 
     fn some_inode_has_no_owner(&self) -> bool {
@@ -191,6 +212,10 @@ impl Scan {
                 continue;
             }
             count += 1;
+            if (self.better_way)() {
+                self.broken_off = true;
+                return Err(Errno::CANCELED);
+            }
             // "socket:[4294967295]" and no longer; anything longer is a path.
             let mut target = [0_u8; 32];
             match readlinkat_raw(fds.as_fd(), entry.file_name(), &mut target) {

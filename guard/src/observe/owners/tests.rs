@@ -127,8 +127,8 @@ fn both_sources_name_the_same_owners() {
         drop(other);
         let (mut by_bpf, mut by_proc) = (Evidence::default(), Evidence::default());
         let found = source.owners(&inodes, &mut by_bpf);
-        assert!(locked(&source.0).is_some());
-        let expected = through_proc(&inodes, &mut by_proc);
+        assert!(locked(&source.0.loaded).is_some());
+        let expected = confirmed(procfs::owners(&inodes), &inodes, &mut by_proc);
         assert_eq!(found.owners, expected.owners);
         assert_eq!(found.owners[&inode_of(&fd)].len(), 4);
         // Nobody is out of its sight, not even where init is closed to /proc.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{ForkResult, fork};
 
 use crate::options::{Options, Size};
@@ -75,6 +76,20 @@ pub(crate) fn touch_memory(Size(size): Size) -> Result<()> {
     memory.resize(size, 1);
     ensure!(memory.last() == Some(&1), "the memory was not touched");
     std::mem::forget(memory);
+    Ok(())
+}
+
+/// Opens so many descriptors, which nobody closes. Children have them too.
+pub(crate) fn keep_open(count: u32) -> Result<()> {
+    if count == 0 {
+        return Ok(());
+    }
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).context("getrlimit(RLIMIT_NOFILE)")?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("setrlimit(RLIMIT_NOFILE)")?;
+    let nothing = std::fs::File::open("/dev/null").context("open /dev/null")?;
+    for _ in 0..count {
+        std::mem::forget(nothing.try_clone().context("another descriptor")?);
+    }
     Ok(())
 }
 

@@ -101,6 +101,7 @@ fn play(options: &Options) -> Result<ExitCode> {
     }
 
     serve::choose_signals(options.on_term, options.leader_exits)?;
+    crowd::keep_open(options.descriptors).context("open the descriptors asked for")?;
     // Forks come before threads: a child of a process with threads has only one.
     let children = match crowd::fork_sharers(options)? {
         crowd::Role::Parent(children) => children,

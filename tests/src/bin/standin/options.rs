@@ -62,6 +62,9 @@ pub(crate) struct Options {
     /// Touch this much memory: 500M, 2G.
     #[arg(long, default_value = "0")]
     pub(crate) rss: Size,
+    /// Keep this many descriptors of /dev/null open; each sharer of the listeners has them too.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) descriptors: u32,
     /// Overwrite argv and comm with this title.
     #[arg(long)]
     pub(crate) title: Option<String>,

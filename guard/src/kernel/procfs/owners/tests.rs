@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -50,6 +51,31 @@ fn fork_sharers_are_all_found() {
         assert_eq!(owners_of(inode), ascending(children.iter().map(Sleeper::tgid).collect()));
         drop(children);
         assert_eq!(owners_of(inode), []);
+    });
+}
+
+/// Whoever has most descriptors of all does not keep it from that.
+#[test]
+fn a_scan_is_broken_off_in_the_middle_of_a_process() {
+    netns_alone("a_scan_is_broken_off_in_the_middle_of_a_process", |_alone| {
+        let (fd, _) = listening("127.0.0.1", None, REUSE);
+        let inodes = BTreeSet::from([inode_of(&fd)]);
+        let asked = Cell::new(0);
+        let in_all = owners_unless(&inodes, &|| {
+            asked.set(asked.get() + 1);
+            false
+        });
+        assert_eq!(in_all.unwrap().owners[&inode_of(&fd)], [own()]);
+        let (all, before) = (asked.get(), asked.replace(0));
+        assert!(all > 3, "asked before each descriptor: {before}");
+        for better_at in [1, 2, all] {
+            asked.set(0);
+            let broken_off = owners_unless(&inodes, &|| {
+                asked.set(asked.get() + 1);
+                asked.get() >= better_at
+            });
+            assert_eq!((broken_off, asked.get()), (None, better_at), "nothing is read after that");
+        }
     });
 }
 
