@@ -182,10 +182,6 @@ const fn exiting(fact: &Fact) -> Option<ProcessId> {
 /// take the processor from whoever is to exit.
 const A_BETTER_TIER_PAYS: Duration = Duration::from_millis(25);
 
-/// A look that takes as long reads many descriptors, one by one: from about a hundred processes with sixty each on, the
-/// iterator over open files is loaded and through with them sooner.
-const A_BETTER_LOOKUP_PAYS: Duration = Duration::from_millis(10);
-
 /// How long to wait for an event that tells of a new listener, `waited` after the service was started.
 /// `reading`: the time that the table's last reading took.
 ///
@@ -386,8 +382,8 @@ impl Session {
         if of_tier.is_some_and(|due| due <= at) {
             observer.upgrade();
         }
-        let looked_since = self.looker.waits_since().filter(|_| observer.may_help_look());
-        let of_lookup = looked_since.map(|since| since + A_BETTER_LOOKUP_PAYS);
+        let looked_since = self.looker.waits_since();
+        let of_lookup = looked_since.and_then(|since| Some(since + observer.help_look_after()?));
         if of_lookup.is_some_and(|due| due <= at) {
             observer.help_look();
         }

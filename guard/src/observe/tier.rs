@@ -17,6 +17,7 @@ use super::tuning::Tuning;
 use crate::kernel::bpf::{Bpf, BpfError, BpfOptions, FailedBinds, OwnerLookup, Watch};
 use crate::kernel::memory;
 use crate::kernel::netns::{self, NetnsError};
+use crate::kernel::scheduling::tasks;
 use crate::kernel::sock_diag::SockDiagError;
 
 /// Where facts come from. The verdicts are the same in all tiers, only the
@@ -99,6 +100,13 @@ impl TierError {
 /// The longest time without a look in the event-driven tiers: a safety net,
 /// not a source of facts.
 const EVENT_RECHECK: Duration = Duration::from_millis(250);
+
+/// A look that takes as long reads many descriptors, one by one: from about a hundred processes with sixty each on, the
+/// iterator over open files is loaded and through with them sooner.
+const A_BETTER_LOOKUP_PAYS: Duration = Duration::from_millis(10);
+
+/// Among so many tasks a look will take as long, so the iterator is not waited for.
+const A_CROWD: usize = 1_000;
 
 /// What reports events.
 #[derive(Debug)]
@@ -266,9 +274,10 @@ impl Observer {
         }
     }
 
-    /// Whether [`Observer::help_look`] would do anything.
-    pub const fn may_help_look(&self) -> bool {
-        self.may_help_look
+    /// How long after the beginning of a look [`Observer::help_look`] pays; `None` where it would do nothing.
+    pub fn help_look_after(&self) -> Option<Duration> {
+        let after = || if tasks() >= A_CROWD { Duration::ZERO } else { A_BETTER_LOOKUP_PAYS };
+        self.may_help_look.then(after)
     }
 
     /// Begins to load the iterator over open files, and nothing else, beside a look that takes long, when `Auto` was
