@@ -8,7 +8,6 @@ use std::io;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::sysinfo::sysinfo;
 
 /// The lowest priority that comes before every ordinary thread.
 const PRIORITY: libc::c_int = 1;
@@ -49,12 +48,6 @@ impl Drop for Urgent {
             set(libc::SCHED_OTHER, 0).or_else(|_| set(libc::SCHED_OTHER | libc::SCHED_RESET_ON_FORK, 0));
         debug_assert!(back.is_ok(), "nobody is kept from being ordinary");
     }
-}
-
-/// About how many tasks there are on the machine, threads of the kernel among them; 0 where the kernel does not tell.
-pub fn tasks() -> usize {
-    // Sixteen bits: of very many it tells too few.
-    sysinfo().map_or(0, |info| info.process_count().into())
 }
 
 /// The calling thread takes the processor from nobody when it wakes up (`SCHED_BATCH`), from now on. Its share stays

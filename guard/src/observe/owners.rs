@@ -16,7 +16,7 @@ use guard_core::model::{Ancestor, Process, ProcessId, SocketInode, Tgid, Unseen}
 use tracing::{debug, warn};
 
 use crate::kernel::bpf::{BpfError, Descriptor, OwnerLookup};
-use crate::kernel::procfs::{self, OwnerScan};
+use crate::kernel::procfs;
 
 /// How often the iterator is asked at most, until nobody new turns up. The first
 /// time finds the owners, the second one confirms them.
@@ -107,13 +107,23 @@ impl OwnerSource {
     /// Owners are looked up by this iterator from now on, by looks that are under way too.
     pub(super) fn hand_over(&self, lookup: OwnerLookup) {
         debug!("owners are looked up by BPF from now on");
-        self.set(Some(Arc::new(Mutex::new(Loaded { lookup, failed: 0 }))));
+        let mut loaded = locked(&self.0.loaded);
+        *loaded = Some(Arc::new(Mutex::new(Loaded { lookup, failed: 0 })));
+        self.0.there.store(true, Ordering::Release);
     }
 
-    fn set(&self, loaded: Option<Arc<Mutex<Loaded>>>) {
-        let there = loaded.is_some();
-        *locked(&self.0.loaded) = loaded;
-        self.0.there.store(there, Ordering::Release);
+    /// This iterator is asked no more; another one that came meanwhile is.
+    fn give_up(&self, failed: &Arc<Mutex<Loaded>>) {
+        let mut loaded = locked(&self.0.loaded);
+        if loaded.as_ref().is_some_and(|loaded| Arc::ptr_eq(loaded, failed)) {
+            *loaded = None;
+            self.0.there.store(false, Ordering::Release);
+        }
+    }
+
+    /// Whether owners are looked up by an iterator.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.0.there.load(Ordering::Acquire)
     }
 
     /// Who owns `inodes`, by the best that there is. Never waits for a better one, only
@@ -123,35 +133,39 @@ impl OwnerSource {
             // Nothing that anybody could have open: nobody's files are looked at.
             return Ownership::default();
         }
+        let mut failed = false;
         loop {
-            let shared = locked(&self.0.loaded).clone();
-            let Some(loaded) = shared else {
-                let better_way = || self.0.there.load(Ordering::Acquire);
-                if let Some(scan) = procfs::owners_unless(inodes, &better_way) {
-                    return confirmed(scan, inodes, evidence);
-                }
-                debug!("what is left of /proc is not read");
-                continue;
-            };
-            let answer = by_iterator(|| locked(&loaded).lookup.descriptors(inodes), evidence);
-            let mut loaded = locked(&loaded);
-            match answer {
-                Ok(ownership) => {
-                    loaded.failed = 0;
+            let shared = locked(&self.0.loaded).clone().filter(|_| !failed);
+            if let Some(loaded) = shared {
+                let answer = by_iterator(|| locked(&loaded).lookup.descriptors(inodes), evidence);
+                if let Some(ownership) = self.noted(&loaded, answer) {
                     return ownership;
                 }
-                Err(error) => {
-                    loaded.failed += 1;
-                    if loaded.failed < FAILURES {
-                        debug!(%error, "owners are looked up in /proc this time");
-                    } else {
-                        warn!(%error, "owners are looked up in /proc from now on");
-                        self.set(None);
-                    }
-                }
+                failed = true;
             }
-            return confirmed(procfs::owners(inodes), inodes, evidence);
+            if let Some(ownership) = through_proc(inodes, evidence, &|| !failed && self.is_loaded()) {
+                return ownership;
+            }
+            debug!("what is left of /proc is not read");
         }
+    }
+
+    /// The iterator's answer. Without one it may be given up.
+    fn noted(&self, loaded: &Arc<Mutex<Loaded>>, answer: Result<Ownership, BpfError>) -> Option<Ownership> {
+        let failed = {
+            let mut loaded = locked(loaded);
+            loaded.failed = if answer.is_ok() { 0 } else { loaded.failed + 1 };
+            loaded.failed
+        };
+        match answer {
+            Ok(ownership) => return Some(ownership),
+            Err(error) if failed < FAILURES => debug!(%error, "owners are looked up in /proc this time"),
+            Err(error) => {
+                warn!(%error, "owners are looked up in /proc from now on");
+                self.give_up(loaded);
+            }
+        }
+        None
     }
 }
 
@@ -222,18 +236,23 @@ fn unexplained_owner(tgid: Tgid, evidence: &Evidence) -> Unseen {
     }
 }
 
-/// What a walk through `/proc` found, as far as it is still so once the evidence was read.
-fn confirmed(scan: OwnerScan, inodes: &BTreeSet<SocketInode>, evidence: &mut Evidence) -> Ownership {
+/// `None` when there is a better way before the end.
+fn through_proc(
+    inodes: &BTreeSet<SocketInode>,
+    evidence: &mut Evidence,
+    better_way: &dyn Fn() -> bool,
+) -> Option<Ownership> {
+    let scan = procfs::owners_unless(inodes, better_way)?;
     let mut owners: BTreeMap<SocketInode, Vec<ProcessId>> = BTreeMap::new();
     for tgid in scan.owners.values().flatten().copied().collect::<BTreeSet<_>>() {
         // Gone since the scan: it owns nothing any more.
         let Some(process) = evidence.read(tgid) else { continue };
-        for inode in procfs::owned_by(tgid, inodes) {
+        for inode in procfs::owned_by_unless(tgid, inodes, better_way)? {
             owners.entry(inode).or_default().push(process);
         }
     }
     let unseen = scan.complete.err().or_else(|| evidence.unreadable.clone());
-    Ownership { owners, descriptors: scan.descriptors, unseen }
+    Some(Ownership { owners, descriptors: scan.descriptors, unseen })
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use super::tuning::Tuning;
 use crate::kernel::bpf::{Bpf, BpfError, BpfOptions, FailedBinds, OwnerLookup, Watch};
 use crate::kernel::memory;
 use crate::kernel::netns::{self, NetnsError};
-use crate::kernel::scheduling::tasks;
+use crate::kernel::procfs;
 use crate::kernel::sock_diag::SockDiagError;
 
 /// Where facts come from. The verdicts are the same in all tiers, only the
@@ -105,8 +105,11 @@ const EVENT_RECHECK: Duration = Duration::from_millis(250);
 /// iterator over open files is loaded and through with them sooner.
 const A_BETTER_LOOKUP_PAYS: Duration = Duration::from_millis(10);
 
-/// Among so many tasks a look will take as long, so the iterator is not waited for.
-const A_CROWD: usize = 1_000;
+/// Among so many processes a look takes that long as soon as it asks for owners: there is no need to wait and see.
+const A_CROWD: u64 = 1_000;
+
+/// A look at a port that nobody has is over by then, and asked for no owners.
+const A_LOOK_AT_NOBODY: Duration = Duration::from_millis(2);
 
 /// What reports events.
 #[derive(Debug)]
@@ -244,8 +247,6 @@ impl Observer {
         if !std::mem::take(&mut self.may_upgrade) {
             return;
         }
-        // It comes with the programs.
-        self.may_help_look = false;
         let watches = match self.watches() {
             Ok(watches) => watches,
             Err(error) => {
@@ -261,12 +262,16 @@ impl Observer {
             let without_ebpf = loaded.is_err();
             // The run may be over already: then the programs go with the value.
             let _unneeded = sender.send(loaded);
-            if without_ebpf {
+            if without_ebpf && !owners.is_loaded() {
                 hand_over_alone(&owners);
             }
         });
         match loader {
-            Ok(_) => self.loading = Some(receiver),
+            Ok(_) => {
+                self.loading = Some(receiver);
+                // It comes with the programs.
+                self.may_help_look = false;
+            }
             Err(error) => {
                 let why = format!("cannot start a thread to load BPF: {error}");
                 self.shortfall = Some(Shortfall::because(why));
@@ -276,7 +281,7 @@ impl Observer {
 
     /// How long after the beginning of a look [`Observer::help_look`] pays; `None` where it would do nothing.
     pub fn help_look_after(&self) -> Option<Duration> {
-        let after = || if tasks() >= A_CROWD { Duration::ZERO } else { A_BETTER_LOOKUP_PAYS };
+        let after = || if procfs::processes() >= A_CROWD { A_LOOK_AT_NOBODY } else { A_BETTER_LOOKUP_PAYS };
         self.may_help_look.then(after)
     }
 

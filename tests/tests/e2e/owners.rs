@@ -30,8 +30,8 @@ fn auto_sees_more_once_bpf_is_loaded() {
 fn a_long_look_is_finished_by_bpf() {
     guard_tests::world::play("owners::a_long_look_is_finished_by_bpf", Tier::Ebpf, |world| {
         let port = world.port();
-        // A quarter of a second of readlink(), and ten milliseconds for the iterator.
-        let old = world.standin("--descriptors 3500 --fork-sharer 60").listen("127.0.0.1", port).start();
+        // To read each descriptor takes a quarter of a second, the iterator a few milliseconds.
+        let old = world.standin("--descriptors 3500 --fork-sharer 40").listen("127.0.0.1", port).start();
         let finished = Portguard::bare(&["status", "--json", "--port"])
             .arg(&port.to_string())
             .through(vec!["env".to_owned(), "PORTGUARD_LOG=debug".to_owned()])

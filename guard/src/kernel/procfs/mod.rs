@@ -23,12 +23,13 @@ mod stat;
 mod view;
 
 pub use net::sockets;
-pub use owners::{OwnerScan, owned_by, owners, owners_unless};
+pub use owners::{OwnerScan, owned_by_unless, owners, owners_unless};
 pub use process::{Ancestors, ancestors, clock_ticks_per_second, everybody, own, process, start_time};
 pub use source_ports::source_ports;
 pub use start::{BootOffset, boot_offset};
 pub use view::{
-    HidePid, effective_capabilities, hidepid, in_initial_pid_namespace, may_trace_everybody, what_is_unseen,
+    HidePid, effective_capabilities, hidepid, in_initial_pid_namespace, may_trace_everybody, processes,
+    what_is_unseen,
 };
 
 /// What can go wrong with `/proc`.

@@ -49,7 +49,8 @@ pub fn owners(inodes: &BTreeSet<SocketInode>) -> OwnerScan {
     scan(&mut Scan::new(inodes, &|| false))
 }
 
-/// The same, unless somebody knows a better way meanwhile: that is asked before each descriptor. `None` when it was.
+/// The same, unless there is a better way meanwhile: that is asked before each process and before each descriptor. `None`
+/// when there was.
 pub fn owners_unless(inodes: &BTreeSet<SocketInode>, better_way: &dyn Fn() -> bool) -> Option<OwnerScan> {
     let mut asked = Scan::new(inodes, better_way);
     let found = scan(&mut asked);
@@ -108,15 +109,20 @@ struct Scan<'a> {
 /// Which of `inodes` the process that has this number *now* holds a descriptor
 /// for. Asked after the evidence on it was read, this closes the gap in which
 /// the number could have been reused since the scan. One walk, whatever the
-/// number of sockets.
-pub fn owned_by(tgid: Tgid, inodes: &BTreeSet<SocketInode>) -> BTreeSet<SocketInode> {
-    let mut scan = Scan::new(inodes, &|| false);
-    let Ok(name) = std::ffi::CString::new(tgid.to_string()) else { return BTreeSet::new() };
+/// number of sockets; `None` as for [`owners_unless`].
+pub fn owned_by_unless(
+    tgid: Tgid,
+    inodes: &BTreeSet<SocketInode>,
+    better_way: &dyn Fn() -> bool,
+) -> Option<BTreeSet<SocketInode>> {
+    let mut scan = Scan::new(inodes, better_way);
     let (mut of_tasks, mut of_fds) = (entries_buffer(), entries_buffer());
-    let Ok(proc) = open_proc() else { return BTreeSet::new() };
-    // Gone or closed to us: not shown to be an owner.
-    let _looked = scan.process(proc.as_fd(), &name, tgid, Threads::All, &mut of_tasks, &mut of_fds);
-    scan.owners.into_iter().filter(|(_, owners)| !owners.is_empty()).map(|(inode, _)| inode).collect()
+    if let (Ok(name), Ok(proc)) = (std::ffi::CString::new(tgid.to_string()), open_proc()) {
+        // Gone or closed to us: not shown to be an owner.
+        let _looked = scan.process(proc.as_fd(), &name, tgid, Threads::All, &mut of_tasks, &mut of_fds);
+    }
+    let owned = scan.owners.into_iter().filter(|(_, owners)| !owners.is_empty()).map(|(inode, _)| inode);
+    (!scan.broken_off).then(|| owned.collect())
 }
 
 /// Room for the entries of a directory: about 1,000 numbers per system call.
@@ -139,6 +145,12 @@ impl<'a> Scan<'a> {
         }
     }
 
+    /// Unless there is a better way: then whatever comes of the scan is not looked at.
+    fn go_on(&mut self) -> Result<(), Errno> {
+        self.broken_off |= (self.better_way)();
+        if self.broken_off { Err(Errno::CANCELED) } else { Ok(()) }
+    }
+
     fn some_inode_has_no_owner(&self) -> bool {
         self.owners.values().any(BTreeSet::is_empty)
     }
@@ -150,6 +162,7 @@ impl<'a> Scan<'a> {
         while let Some(entry) = processes.next() {
             let entry = entry.map_err(|errno| Unseen::Failed(format!("reading /proc failed: {errno}")))?;
             let Some(tgid) = tgid_of_name(entry.file_name().to_bytes()) else { continue };
+            self.go_on().map_err(|errno| Unseen::Failed(errno.to_string()))?;
             match self.process(proc.as_fd(), entry.file_name(), tgid, threads, &mut of_tasks, &mut of_fds) {
                 Ok(()) => {}
                 Err(errno) if is_gone(errno) => {}
@@ -212,10 +225,7 @@ impl<'a> Scan<'a> {
                 continue;
             }
             count += 1;
-            if (self.better_way)() {
-                self.broken_off = true;
-                return Err(Errno::CANCELED);
-            }
+            self.go_on()?;
             // "socket:[4294967295]" and no longer; anything longer is a path.
             let mut target = [0_u8; 32];
             match readlinkat_raw(fds.as_fd(), entry.file_name(), &mut target) {

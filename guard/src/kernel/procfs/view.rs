@@ -48,6 +48,12 @@ pub fn what_is_unseen() -> Result<Option<Unseen>, ProcError> {
     Ok(None)
 }
 
+/// About how many processes there are on the machine, whatever this `/proc` shows of them; 0 when it cannot be read.
+pub fn processes() -> u64 {
+    // The kernel adds their number to the links of its own directories (`proc_root_getattr` in fs/proc/root.c).
+    stat("/proc").map_or(0, |root| root.st_nlink)
+}
+
 /// Whether this process has `CAP_SYS_PTRACE` over the initial user namespace.
 ///
 /// # Errors
@@ -150,5 +156,25 @@ mod tests {
         in_initial_pid_namespace().unwrap();
         effective_capabilities().unwrap();
         what_is_unseen().unwrap();
+    }
+
+    #[test]
+    fn processes_are_counted_and_not_their_threads() {
+        const THREADS: usize = 300;
+        let shown = || std::fs::read_dir("/proc").unwrap().count() as u64;
+        std::thread::scope(|scope| {
+            let mut threads = Vec::new();
+            for _ in 0..THREADS {
+                let (end, ended) = std::sync::mpsc::channel::<()>();
+                scope.spawn(move || ended.recv());
+                threads.push(end);
+            }
+            // Others start and end meanwhile.
+            if in_initial_pid_namespace().unwrap() {
+                crate::kernel::sandbox::eventually("as many as /proc shows", || {
+                    (processes().abs_diff(shown()) < 100).then_some(())
+                });
+            }
+        });
     }
 }

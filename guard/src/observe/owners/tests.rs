@@ -127,8 +127,8 @@ fn both_sources_name_the_same_owners() {
         drop(other);
         let (mut by_bpf, mut by_proc) = (Evidence::default(), Evidence::default());
         let found = source.owners(&inodes, &mut by_bpf);
-        assert!(locked(&source.0.loaded).is_some());
-        let expected = confirmed(procfs::owners(&inodes), &inodes, &mut by_proc);
+        assert!(source.is_loaded());
+        let expected = through_proc(&inodes, &mut by_proc, &|| false).unwrap();
         assert_eq!(found.owners, expected.owners);
         assert_eq!(found.owners[&inode_of(&fd)].len(), 4);
         // Nobody is out of its sight, not even where init is closed to /proc.
@@ -139,4 +139,24 @@ fn both_sources_name_the_same_owners() {
         assert_eq!(identities(&by_bpf), identities(&by_proc));
         drop(children);
     });
+}
+
+#[test]
+fn an_iterator_that_is_given_up_does_not_take_a_newer_one_with_it() {
+    const NAME: &str = "an_iterator_that_is_given_up_does_not_take_a_newer_one_with_it";
+    let source = OwnerSource::default();
+    let mut loaded = Vec::new();
+    for _ in 0..2 {
+        match OwnerLookup::load() {
+            Ok(lookup) => source.hand_over(lookup),
+            Err(error) if error.is_a_fault() => panic!("{error}"),
+            Err(error) => return skip(NAME, &error.to_string()),
+        }
+        loaded.extend(locked(&source.0.loaded).clone());
+    }
+    let [older, newer] = &loaded[..] else { panic!("{loaded:?}") };
+    source.give_up(older);
+    assert!(source.is_loaded());
+    source.give_up(newer);
+    assert!(!source.is_loaded() && locked(&source.0.loaded).is_none());
 }

@@ -60,21 +60,22 @@ fn a_scan_is_broken_off_in_the_middle_of_a_process() {
     netns_alone("a_scan_is_broken_off_in_the_middle_of_a_process", |_alone| {
         let (fd, _) = listening("127.0.0.1", None, REUSE);
         let inodes = BTreeSet::from([inode_of(&fd)]);
-        let asked = Cell::new(0);
-        let in_all = owners_unless(&inodes, &|| {
-            asked.set(asked.get() + 1);
-            false
-        });
-        assert_eq!(in_all.unwrap().owners[&inode_of(&fd)], [own()]);
-        let (all, before) = (asked.get(), asked.replace(0));
-        assert!(all > 3, "asked before each descriptor: {before}");
-        for better_at in [1, 2, all] {
-            asked.set(0);
-            let broken_off = owners_unless(&inodes, &|| {
+        let asked = &Cell::new(0);
+        let better_at = |at: usize| {
+            move || {
                 asked.set(asked.get() + 1);
-                asked.get() >= better_at
-            });
-            assert_eq!((broken_off, asked.get()), (None, better_at), "nothing is read after that");
+                asked.get() >= at
+            }
+        };
+        let in_all = owners_unless(&inodes, &better_at(usize::MAX)).unwrap();
+        assert_eq!(in_all.owners[&inode_of(&fd)], [own()]);
+        let descriptors = owned_by_unless(own(), &inodes, &better_at(usize::MAX));
+        assert_eq!(descriptors, Some(inodes.clone()));
+        for at in [1, 2, 3] {
+            asked.set(0);
+            assert_eq!((owners_unless(&inodes, &better_at(at)), asked.get()), (None, at));
+            asked.set(0);
+            assert_eq!((owned_by_unless(own(), &inodes, &better_at(at)), asked.get()), (None, at));
         }
     });
 }
