@@ -101,12 +101,12 @@ impl TierError {
 /// not a source of facts.
 const EVENT_RECHECK: Duration = Duration::from_millis(250);
 
-/// A look that takes as long reads many descriptors, one by one: from about a hundred processes with sixty each on, the
-/// iterator over open files is loaded and through with them sooner.
-const A_BETTER_LOOKUP_PAYS: Duration = Duration::from_millis(10);
+/// To load the iterator over open files takes about as long. A look that is over sooner is left alone; a longer one has
+/// taken twice the time at worst.
+const A_BETTER_LOOKUP_PAYS: Duration = Duration::from_millis(20);
 
-/// Among so many processes a look takes that long as soon as it asks for owners: there is no need to wait and see.
-const A_CROWD: u64 = 1_000;
+/// Among so many processes a look takes longer than that as soon as it asks for owners: there is no need to wait and see.
+const A_CROWD: u64 = 400;
 
 /// A look at a port that nobody has is over by then, and asked for no owners.
 const A_LOOK_AT_NOBODY: Duration = Duration::from_millis(2);
