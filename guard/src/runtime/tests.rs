@@ -9,7 +9,7 @@ use guard_core::policy::Rules;
 
 use super::*;
 use crate::kernel::bpf::refusal::Refusal;
-use crate::kernel::sandbox::{REUSE, STRICT, listening, netns, skip, spec};
+use crate::kernel::sandbox::{REUSE, STRICT, Sleeper, listening, netns, netns_alone, skip, spec};
 
 const POLL: Duration = Duration::from_millis(5);
 
@@ -97,6 +97,23 @@ fn a_run_goes_on_in_lower_tiers_when_the_ring_buffer_and_then_netlink_fail() {
 #[test]
 fn a_run_polls_when_the_announcements_fail() {
     fails_from("a_run_polls_when_the_announcements_fail", Tier::Netlink, &["poll"]);
+}
+
+/// The poll and netlink tiers use no BPF, however many processes there are.
+#[test]
+fn among_four_hundred_processes_a_look_is_helped_at_once() {
+    netns_alone("among_four_hundred_processes_a_look_is_helped_at_once", |alone| {
+        let crowd: Vec<Sleeper> = (0..400).map(|_| Sleeper::fork(alone)).collect();
+        let reactor = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _entered = reactor.enter();
+        let tuning = Tuning { poll_interval: POLL, event_buffer: None, standing: false };
+        let start = |choice| Observer::start(choice, &[], tuning).unwrap().0;
+        assert_eq!(start(TierChoice::Auto).help_look_after(), Some(Duration::from_millis(2)));
+        for tier in [Tier::Poll, Tier::Netlink] {
+            assert_eq!(start(TierChoice::Only(tier)).help_look_after(), None);
+        }
+        drop(crowd);
+    });
 }
 
 /// Whoever takes only so many events at once must be woken for the rest, or go on without being woken. A run would look

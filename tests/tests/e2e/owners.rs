@@ -30,7 +30,7 @@ fn auto_sees_more_once_bpf_is_loaded() {
 fn a_long_look_is_finished_by_bpf() {
     guard_tests::world::play("owners::a_long_look_is_finished_by_bpf", Tier::Ebpf, |world| {
         let port = world.port();
-        // To read each descriptor takes a quarter of a second, the iterator a few milliseconds.
+        // 140,000 descriptors, to be read one by one: many times what it takes to load the iterator.
         let old = world.standin("--descriptors 3500 --fork-sharer 40").listen("127.0.0.1", port).start();
         let finished = Portguard::bare(&["status", "--json", "--port"])
             .arg(&port.to_string())

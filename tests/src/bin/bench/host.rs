@@ -152,7 +152,7 @@ impl Site {
     }
 
     /// So many connections in batches; how long one took, as the lower quartile of them. Where a host's processors are
-    /// shared, the ratios of two slices of nothing spread half as wide by it as by the median.
+    /// shared, the ratios of two slices of nothing spread less by it than by the median.
     fn churn(&self, connections: u32) -> Result<Duration> {
         let churn = || {
             keep_to_one_processor()?;
