@@ -10,10 +10,15 @@
 //! itself. It keeps one word per type so that a member's type can be found
 //! again, and compares names of structures, typedefs and functions only.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 
 use thiserror::Error;
+
+pub use self::blob::Blob;
+use self::name::Names;
+
+mod blob;
+mod name;
 
 /// The running kernel's types.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -76,7 +81,7 @@ pub fn kernel_types<const M: usize, const P: usize>(
     members: &[Member; M],
     functions: &[&str; P],
 ) -> Result<Found<M, P>, BtfError> {
-    find(&read(VMLINUX)?, members, functions)
+    find(&vmlinux()?, members, functions)
 }
 
 /// The running kernel's own description of its types, for [`Types::of`].
@@ -84,19 +89,8 @@ pub fn kernel_types<const M: usize, const P: usize>(
 /// # Errors
 ///
 /// [`BtfError::Read`] when the kernel has none or it may not be read.
-pub fn vmlinux() -> Result<Vec<u8>, BtfError> {
-    read(VMLINUX)
-}
-
-/// Reads `path` whole; sysfs hands out one page per call, so the buffer gets
-/// its final size at once.
-fn read(path: &'static str) -> Result<Vec<u8>, BtfError> {
-    let failed = |source| BtfError::Read { path, source };
-    let mut file = File::open(path).map_err(failed)?;
-    let size = file.metadata().map_err(failed)?.len();
-    let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
-    file.read_to_end(&mut content).map_err(failed)?;
-    Ok(content)
+pub fn vmlinux() -> Result<Blob, BtfError> {
+    Blob::of(VMLINUX.as_ref()).map_err(|source| BtfError::Read { path: VMLINUX, source })
 }
 
 /// Looks up `members` and `functions` in `btf`.
@@ -218,14 +212,16 @@ impl<'a> Types<'a> {
         functions: &[&str; P],
     ) -> Found<M, P> {
         let mut found = Found { offsets: [None; M], parameters: [None; P], numbers: [None; P] };
+        let structures = Names::of(members.iter().map(|member| member.structure));
+        let callables = Names::of(functions.iter().copied());
         for (number, (at, kind, name)) in (1..).zip(self.names()) {
-            if kind == kind::STRUCT {
+            if kind == kind::STRUCT && structures.may_have(self.strings, name) {
                 for (slot, member) in found.offsets.iter_mut().zip(members) {
                     if slot.is_none() && self.named(name, member.structure) {
                         *slot = self.resolve(at, member.path, 0);
                     }
                 }
-            } else if matches!(kind, kind::TYPEDEF | kind::FUNC) {
+            } else if matches!(kind, kind::TYPEDEF | kind::FUNC) && callables.may_have(self.strings, name) {
                 let slots = found.parameters.iter_mut().zip(&mut found.numbers);
                 for ((slot, its_number), function) in slots.zip(functions) {
                     if slot.is_none() && self.named(name, function) {

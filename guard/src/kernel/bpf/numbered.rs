@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use aya::{Btf, Endianness};
+use aya_obj::btf::{BtfType, Float, Func, FuncLinkage};
 
 use super::BpfError;
 
@@ -40,14 +41,35 @@ impl Named {
 /// aya wants to look a number up by itself, in types that it parsed. The
 /// kernel's own take it 10 ms, and we know the numbers already. One description
 /// serves a whole start: what it costs is one entry for each number up to the highest.
+/// Entries that are added cost less than parsed ones, but aya lets nobody make a typedef: what comes
+/// before the last of these is parsed.
 pub(super) fn numbered(names: &[(Named, u32)]) -> Result<Btf, BpfError> {
-    const FWD: u32 = 7 << 24;
+    let is_typedef = |named: &Named| matches!(named, Named::Typedef(_));
+    let of_typedefs = names.iter().filter(|(named, _)| is_typedef(named)).map(|(_, number)| *number);
+    let last = of_typedefs.max().unwrap_or(0);
+    let (parsed, added): (Vec<_>, Vec<_>) = names.iter().partition(|(_, number)| *number <= last);
+    let mut types = parsed_up_to(last, &parsed)?;
+    let mut next = last + 1;
+    for (number, named) in
+        added.into_iter().map(|(named, number)| (number, named)).collect::<BTreeMap<_, _>>()
+    {
+        for _ in next..number {
+            types.add_type(BtfType::Float(Float::new(0, 0)));
+        }
+        let name = types.add_string(named.name());
+        types.add_type(BtfType::Func(Func::new(name, 0, FuncLinkage::Static)));
+        next = number + 1;
+    }
+    Ok(types)
+}
+
+/// `highest` types, of which these have a name.
+fn parsed_up_to(highest: u32, names: &[(Named, u32)]) -> Result<Btf, BpfError> {
     const HEADER: u32 = 24;
     // A name's place among the strings, the kind, a size.
     const TYPE: usize = 12;
-    let nameless = [0, FWD, 0].map(u32::to_ne_bytes).concat();
-    let highest = names.iter().map(|(_, number)| *number).max().unwrap_or(0);
-    let mut types = nameless.repeat(highest as usize);
+    const FLOAT: u32 = 16 << 24;
+    let mut types = [0, FLOAT, 0].map(u32::to_ne_bytes).concat().repeat(highest as usize);
     let mut strings = vec![0];
     for (named, number) in names {
         let name = strings.len() as u32;
@@ -78,21 +100,37 @@ pub(super) fn numbered(names: &[(Named, u32)]) -> Result<Btf, BpfError> {
 mod tests {
     use super::*;
 
+    /// What is at each number: a name, and the kind as `info` says it.
+    fn entries(types: &Btf, count: usize) -> Vec<(String, u32)> {
+        let bytes = types.to_bytes();
+        let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
+        let (types, strings) = (24, 24 + count * 12);
+        assert_eq!(word(12) as usize, count * 12, "no more types than that");
+        (0..count)
+            .map(|index| {
+                let at = types + index * 12;
+                let name = bytes[strings + word(at) as usize..].split(|&byte| byte == 0).next().unwrap();
+                (String::from_utf8(name.to_owned()).unwrap(), word(at + 4) >> 24 << 24)
+            })
+            .collect()
+    }
+
     #[test]
     fn each_number_has_its_name_and_kind_and_no_other_has_a_name() {
-        let names =
-            [(Named::Typedef("btf_trace_a"), 7), (Named::Function("b"), 1), (Named::Function("c"), 9)];
-        let bytes = numbered(&names).unwrap().to_bytes();
-        let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
-        let (types, strings) = (24, 24 + 9 * 12);
-        for number in 1..=9_u32 {
-            let at = types + (number as usize - 1) * 12;
-            let name = &bytes[strings + word(at) as usize..];
-            let name = name.split(|&byte| byte == 0).next().unwrap();
-            let expected = names.iter().find(|(_, known)| *known == number);
-            let (expected, kind) = expected.map_or(("", 7 << 24), |(named, _)| (named.name(), named.kind()));
-            assert_eq!((name, word(at + 4)), (expected.as_bytes(), kind), "{number}");
+        let names = [
+            (Named::Function("c"), 9),
+            (Named::Typedef("btf_trace_a"), 7),
+            (Named::Function("b"), 1),
+            (Named::Function("d"), 12),
+        ];
+        for some in [&names[..], &names[..1], &names[1..2], &names[2..], &[]] {
+            let highest = some.iter().map(|(_, number)| *number).max().unwrap_or(0);
+            let found = entries(&numbered(some).unwrap(), highest as usize);
+            for (number, found) in (1..).zip(found) {
+                let expected = some.iter().find(|(_, known)| *known == number);
+                let expected = expected.map_or(("", 16 << 24), |(named, _)| (named.name(), named.kind()));
+                assert_eq!((found.0.as_str(), found.1), expected, "{number} of {some:?}");
+            }
         }
-        assert!(numbered(&[]).is_ok());
     }
 }
