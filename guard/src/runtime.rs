@@ -317,7 +317,7 @@ impl Session {
         let mut told = 0;
         loop {
             while let Some(action) = gate.next_action() {
-                if let Some(fact) = self.perform(action) {
+                if let Some(fact) = self.perform(action, gate.plan().goal) {
                     gate.observe(fact, now());
                     self.doors.taken_in();
                     for gone in self.doors.watch_again() {
@@ -463,10 +463,11 @@ impl Session {
         read_table(&ports).is_ok_and(|table| table.iter().any(listens))
     }
 
-    fn perform(&mut self, action: Action) -> Option<Fact> {
+    fn perform(&mut self, action: Action, goal: Goal) -> Option<Fact> {
         match action {
             Action::TakeSnapshot { also, learn, everybody } => {
-                let wanted = Wanted { also, learn, everybody, ..Wanted::default() };
+                let only_shown = goal != Goal::Free;
+                let wanted = Wanted { also, learn, everybody, only_shown, ..Wanted::default() };
                 let error = self.looker.request(wanted).err()?;
                 Some(Fact::SnapshotFailed(error.to_string()))
             }

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use super::learned::Learned;
-use super::owners::{Evidence, OwnerSource};
+use super::owners::{Care, Evidence, OwnerSource};
 use crate::kernel::procfs::{self, ProcError};
 use crate::kernel::scheduling::stand_back;
 use crate::kernel::sock_diag::{SockDiag, SockDiagError};
@@ -116,7 +116,8 @@ fn snapshot(
     let mut table = if at_once { read_table_at_once(ports) } else { read_table(ports) }?;
     let inodes: BTreeSet<SocketInode> = table.iter().filter_map(|socket| socket.inode).collect();
     let mut evidence = Evidence::default();
-    let ownership = source.owners(&inodes, &mut evidence);
+    let care = if standing || wanted.only_shown { Care::Showing } else { Care::Acting };
+    let ownership = source.owners(&inodes, &mut evidence, care);
     if wanted.learn {
         learned.learn(&table, ports, &ownership.descriptors);
     }
@@ -173,6 +174,8 @@ pub struct Wanted {
     pub everybody: bool,
     /// Only the sockets on these ports; empty: on all ports of the looker.
     pub ports: Vec<Port>,
+    /// Nobody is ended on its word.
+    pub only_shown: bool,
 }
 
 /// The thread that takes snapshots on request.

@@ -22,6 +22,17 @@ use crate::kernel::procfs;
 /// time finds the owners, the second one confirms them.
 const PASSES: u32 = 5;
 
+/// How much is made sure of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Care {
+    /// Somebody may be ended on its word: whoever came to have a socket behind the iterator's walk is looked for by
+    /// another one.
+    Acting,
+    /// It is only shown. Where every socket has an owner, that these have it still is enough, which takes microseconds
+    /// and not another walk through all files. A further sharer may be missed, as in `/proc`.
+    Showing,
+}
+
 /// Who owns the sockets that were asked for.
 #[derive(Debug, Default)]
 pub(super) struct Ownership {
@@ -50,6 +61,11 @@ impl Evidence {
     /// Why something about somebody is not known.
     pub(super) fn unreadable(&self) -> Option<Unseen> {
         self.unreadable.clone()
+    }
+
+    /// Whether what was read under this process's number is about this process.
+    fn is_of(&self, process: ProcessId) -> bool {
+        self.processes.get(&process.tgid).is_some_and(|read| read.id == process)
     }
 
     /// Reads about a process and its ancestors. A supervisor explains its child;
@@ -128,7 +144,12 @@ impl OwnerSource {
 
     /// Who owns `inodes`, by the best that there is. Never waits for a better one, only
     /// for another thread's pass; but where one comes first, `/proc` is not read to its end.
-    pub(super) fn owners(&self, inodes: &BTreeSet<SocketInode>, evidence: &mut Evidence) -> Ownership {
+    pub(super) fn owners(
+        &self,
+        inodes: &BTreeSet<SocketInode>,
+        evidence: &mut Evidence,
+        care: Care,
+    ) -> Ownership {
         if inodes.is_empty() {
             // Nothing that anybody could have open: nobody's files are looked at.
             return Ownership::default();
@@ -137,7 +158,9 @@ impl OwnerSource {
         loop {
             let shared = locked(&self.0.loaded).clone().filter(|_| !failed);
             if let Some(loaded) = shared {
-                let answer = by_iterator(|| locked(&loaded).lookup.descriptors(inodes), evidence);
+                let pass = || locked(&loaded).lookup.descriptors(inodes);
+                let enough = |found: &[Descriptor]| care == Care::Showing && all_have_still(inodes, found);
+                let answer = by_iterator(pass, evidence, enough);
                 if let Some(ownership) = self.noted(&loaded, answer) {
                     return ownership;
                 }
@@ -174,28 +197,47 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// So many descriptors are asked for one by one: more take as long as another pass through all files.
+const FEW: usize = 256;
+
+/// Whether these are few, every socket has an owner among them, and each is there still.
+fn all_have_still(inodes: &BTreeSet<SocketInode>, found: &[Descriptor]) -> bool {
+    let owned = || found.iter().map(|it| it.inode).collect::<BTreeSet<_>>();
+    found.len() <= FEW && inodes.is_subset(&owned()) && found.iter().all(has_still)
+}
+
+/// Whether the process that has this number now has this socket there. A thread's own descriptor table is not looked
+/// into.
+fn has_still(descriptor: &Descriptor) -> bool {
+    let Descriptor { inode, process, fd, of_leader } = *descriptor;
+    of_leader && procfs::has_socket_at(process.tgid, fd, inode)
+}
+
+/// `enough` is asked about the first pass after the evidence was read, and spares another one.
 fn by_iterator(
     mut pass: impl FnMut() -> Result<Vec<Descriptor>, BpfError>,
     evidence: &mut Evidence,
+    enough: impl Fn(&[Descriptor]) -> bool,
 ) -> Result<Ownership, BpfError> {
     let mut read: BTreeSet<ProcessId> = BTreeSet::new();
-    // Also "nobody" is believed only when it was seen twice: somebody may have
-    // passed the socket on behind the walk.
-    let mut confirming = false;
     let mut passes = 0;
     let found: Vec<Descriptor> = loop {
         let found = pass()?;
         passes += 1;
         let fresh: BTreeSet<ProcessId> =
             found.iter().map(|it| it.process).filter(|process| !read.contains(process)).collect();
-        if (fresh.is_empty() && confirming) || passes == PASSES {
+        // Also "nobody" is believed only when it was seen twice: somebody may have
+        // passed the socket on behind the walk.
+        if (fresh.is_empty() && passes > 1) || passes == PASSES {
             break found;
         }
         for process in fresh {
             let _found_below = evidence.read(process.tgid);
             read.insert(process);
         }
-        confirming = true;
+        if passes == 1 && found.iter().all(|it| evidence.is_of(it.process)) && enough(&found) {
+            break found;
+        }
     };
 
     let mut owners: BTreeMap<SocketInode, BTreeSet<ProcessId>> = BTreeMap::new();
@@ -205,9 +247,7 @@ fn by_iterator(
         if of_leader {
             descriptors.entry(inode).or_insert((process.tgid, fd));
         }
-        let known = read.contains(&process)
-            && evidence.processes.get(&process.tgid).is_some_and(|evidence| evidence.id == process);
-        if known {
+        if read.contains(&process) && evidence.is_of(process) {
             owners.entry(inode).or_default().insert(process);
         } else {
             unexplained = Some(process.tgid);

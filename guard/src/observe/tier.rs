@@ -103,10 +103,10 @@ const EVENT_RECHECK: Duration = Duration::from_millis(250);
 
 /// To load the iterator over open files takes about as long. A look that is over sooner is left alone; a longer one has
 /// taken twice the time at worst.
-const A_BETTER_LOOKUP_PAYS: Duration = Duration::from_millis(20);
+const A_BETTER_LOOKUP_PAYS: Duration = Duration::from_millis(10);
 
 /// Among so many processes a look takes longer than that as soon as it asks for owners: there is no need to wait and see.
-const A_CROWD: u64 = 400;
+const A_CROWD: u64 = 250;
 
 /// A look at a port that nobody has is over by then, and asked for no owners.
 const A_LOOK_AT_NOBODY: Duration = Duration::from_millis(2);

@@ -23,7 +23,7 @@ mod stat;
 mod view;
 
 pub use net::sockets;
-pub use owners::{OwnerScan, owned_by_unless, owners, owners_unless};
+pub use owners::{OwnerScan, has_socket_at, owned_by_unless, owners, owners_unless};
 pub use process::{Ancestors, ancestors, clock_ticks_per_second, everybody, own, process, start_time};
 pub use source_ports::source_ports;
 pub use start::{BootOffset, boot_offset};

@@ -125,6 +125,13 @@ pub fn owned_by_unless(
     (!scan.broken_off).then(|| owned.collect())
 }
 
+/// Whether the process that has this number *now* has the socket `inode` at `fd`, in its leader's descriptor table.
+/// Also false where its descriptors may not be seen.
+pub fn has_socket_at(tgid: Tgid, fd: RawFd, inode: SocketInode) -> bool {
+    let target = rustix::fs::readlink(format!("/proc/{tgid}/fd/{fd}"), Vec::new());
+    target.is_ok_and(|target| socket_inode(target.to_bytes()) == Some(inode))
+}
+
 /// Room for the entries of a directory: about 1,000 numbers per system call.
 const ENTRIES: usize = 32 * 1024;
 

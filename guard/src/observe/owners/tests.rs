@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::os::fd::AsRawFd as _;
 
 use guard_core::model::StartTime;
 
@@ -25,7 +26,7 @@ fn made_of(passes: &[&[Descriptor]]) -> (Ownership, usize) {
         let now = if left.len() > 1 { left.pop_front() } else { left.front().copied() };
         Ok(now.map(|found| found.to_vec()).unwrap_or_default())
     };
-    let ownership = by_iterator(pass, &mut Evidence::default()).unwrap();
+    let ownership = by_iterator(pass, &mut Evidence::default(), |_| false).unwrap();
     (ownership, asked)
 }
 
@@ -39,6 +40,47 @@ fn an_owner_is_confirmed_by_a_second_pass() {
     assert_eq!((owners(&ownership), asked), (&[own()][..], 2));
     assert_eq!(ownership.unseen, None);
     assert_eq!(ownership.descriptors[&SOCKET], (own().tgid, 5));
+}
+
+/// What is made of this, found in every pass, when it is only shown; and after how many passes.
+fn shown(inodes: &[SocketInode], found: &[Descriptor]) -> (Ownership, usize) {
+    let (inodes, mut asked) = (BTreeSet::from_iter(inodes.iter().copied()), 0);
+    let pass = || {
+        asked += 1;
+        Ok(found.to_vec())
+    };
+    let enough = |found: &[Descriptor]| all_have_still(&inodes, found);
+    (by_iterator(pass, &mut Evidence::default(), enough).unwrap(), asked)
+}
+
+#[test]
+fn an_owner_that_is_only_shown_is_asked_itself_whether_it_is_one_still() {
+    netns("an_owner_that_is_only_shown_is_asked_itself_whether_it_is_one_still", || {
+        let (socket, _) = listening("127.0.0.1", None, REUSE);
+        let (inode, fd) = (inode_of(&socket), socket.as_raw_fd());
+        let descriptor = Descriptor { inode, process: own(), fd, of_leader: true };
+        let (ownership, asked) = shown(&[inode], &[descriptor]);
+        assert_eq!((&ownership.owners[&inode][..], asked), (&[own()][..], 1));
+        assert_eq!((ownership.descriptors[&inode], ownership.unseen), ((own().tgid, fd), None));
+
+        let twice = |inodes: &[SocketInode], found: &[Descriptor]| assert_eq!(shown(inodes, found).1, 2);
+        // Nobody has the other one: it may have been passed on behind the walk.
+        twice(&[inode, SOCKET], &[descriptor]);
+        twice(&[inode], &[]);
+        // Closed, or another file has the number by now.
+        let other = std::fs::File::open("/dev/null").unwrap();
+        for fd in [RawFd::MAX, other.as_raw_fd()] {
+            twice(&[inode], &[Descriptor { fd, ..descriptor }]);
+        }
+        twice(&[inode], &[descriptor, Descriptor { fd: RawFd::MAX, ..descriptor }]);
+        // As many as would take longer than another walk.
+        twice(&[inode], &vec![descriptor; FEW + 1]);
+        // In a table that is not the leader's.
+        twice(&[inode], &[Descriptor { of_leader: false, ..descriptor }]);
+        // The number is another process's by now.
+        let former = ProcessId { start: StartTime(own().start.0 - 1), ..own() };
+        twice(&[inode], &[Descriptor { process: former, ..descriptor }]);
+    });
 }
 
 #[test]
@@ -87,7 +129,7 @@ fn those_who_come_and_go_too_fast_end_the_asking() {
         number += 1;
         Ok(vec![has(own()), has(ProcessId { tgid: Tgid(u32::MAX >> 1), start: StartTime(number) })])
     };
-    let ownership = by_iterator(pass, &mut Evidence::default()).unwrap();
+    let ownership = by_iterator(pass, &mut Evidence::default(), |_| false).unwrap();
     assert_eq!(owners(&ownership), [own()]);
     assert!(ownership.unseen.is_some());
     assert_eq!(number, u64::from(PASSES));
@@ -99,8 +141,9 @@ fn nobodys_files_are_looked_at_for_no_sockets() {
     const NAME: &str = "nobodys_files_are_looked_at_for_no_sockets";
     netns(NAME, || {
         become_nobody();
-        let seen =
-            |inodes: BTreeSet<SocketInode>| OwnerSource::default().owners(&inodes, &mut Evidence::default());
+        let seen = |inodes: BTreeSet<SocketInode>| {
+            OwnerSource::default().owners(&inodes, &mut Evidence::default(), Care::Acting)
+        };
         assert!(seen(BTreeSet::from([SOCKET])).unseen.is_some());
         let ownership = seen(BTreeSet::new());
         assert!(ownership.owners.is_empty());
@@ -126,10 +169,15 @@ fn both_sources_name_the_same_owners() {
         let children: Vec<Sleeper> = (0..3).map(|_| Sleeper::fork(alone)).collect();
         drop(other);
         let (mut by_bpf, mut by_proc) = (Evidence::default(), Evidence::default());
-        let found = source.owners(&inodes, &mut by_bpf);
+        let found = source.owners(&inodes, &mut by_bpf, Care::Acting);
         assert!(source.is_loaded());
         let expected = through_proc(&inodes, &mut by_proc, &|| false).unwrap();
         assert_eq!(found.owners, expected.owners);
+        let shown = source.owners(&inodes, &mut Evidence::default(), Care::Showing);
+        assert_eq!(
+            (shown.owners, shown.descriptors, shown.unseen),
+            (expected.owners, found.descriptors, found.unseen.clone())
+        );
         assert_eq!(found.owners[&inode_of(&fd)].len(), 4);
         // Nobody is out of its sight, not even where init is closed to /proc.
         assert_eq!(found.unseen, None);

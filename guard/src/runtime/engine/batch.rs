@@ -52,6 +52,8 @@ impl<K> Batch<K> {
             learn: asked.iter().all(|asked| asked.learn),
             everybody: asked.iter().any(|asked| asked.everybody),
             ports,
+            // Those of a standing looker are in any case.
+            only_shown: false,
         };
         self.looker.request(wanted)?;
         self.under_way = Some(asked);
