@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime};
 
 use guard_core::follow::{Follow, follow};
 use guard_core::gate::{Action, Fact, Gate, Goal, Hint, Plan};
-use guard_core::model::{BindSpec, Instant, Port, ProcessId, Socket, StartTime, TcpState, Tgid};
+use guard_core::model::{BindSpec, Instant, Port, ProcessId, StartTime, Tgid};
 use guard_core::timeline::Entry;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId as TimerClock, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -38,7 +38,7 @@ pub use crate::act::{Command, CommandError, probe, replace};
 use crate::kernel::idle::Awake;
 use crate::kernel::procfs;
 use crate::kernel::scheduling::Urgent;
-use crate::observe::{ExitWatch, LookError, Looker, Observer, Wanted, Watched, read_table};
+use crate::observe::{ExitWatch, LookError, Looker, Observer, Wanted, Watched, is_listened_on};
 pub use crate::observe::{Tier, TierChoice, TierError, Tuning, listeners_of};
 
 /// Why a run could not be started or carried on.
@@ -399,7 +399,7 @@ impl Session {
         let since = now();
         let mut turns = Turns::default();
         loop {
-            // The table is cheap to read; who owns a listener is asked when there is one.
+            // That is cheap to see; who owns a listener is asked when there is one.
             if self.somebody_listens() {
                 self.looker.request(Wanted::default())?;
                 let fact = tokio::select! {
@@ -445,8 +445,7 @@ impl Session {
     /// Unless the table says that nobody does.
     fn somebody_listens(&mut self) -> bool {
         let began = now();
-        let listens = |socket: &Socket| socket.state == TcpState::Listen;
-        let listening = read_table(&self.ports).map_or(true, |table| table.iter().any(listens));
+        let listening = is_listened_on(&self.ports).unwrap_or(true);
         self.reading = now().since(began);
         listening
     }
@@ -459,8 +458,7 @@ impl Session {
     /// Whether the table shows that somebody listens on one of these ports.
     pub fn is_listened_on(endpoints: &[BindSpec]) -> bool {
         let ports: Vec<Port> = endpoints.iter().map(|spec| spec.port).collect();
-        let listens = |socket: &Socket| socket.state == TcpState::Listen;
-        read_table(&ports).is_ok_and(|table| table.iter().any(listens))
+        is_listened_on(&ports).unwrap_or(false)
     }
 
     fn perform(&mut self, action: Action, goal: Goal) -> Option<Fact> {

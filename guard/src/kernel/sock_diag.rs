@@ -49,6 +49,13 @@ const ALL_STATES: u32 = (1 << 14) - 2;
 /// `TCPF_LISTEN`
 const LISTEN: u32 = 1 << 10;
 
+/// For so many ports one walk is enough where nothing speaks against it.
+pub const AT_ONCE: usize = 16;
+
+/// So many rows of some 130 bytes fit into the first message of a dump, which is a page less what the kernel keeps in it
+/// (`NLMSG_GOODSIZE`).
+const ONE_MESSAGE: usize = 24;
+
 /// How often a dump that the kernel reports as torn is asked for again: a dump
 /// is torn by an overrun receive buffer, which a second try seldom meets.
 const ATTEMPTS: u32 = 4;
@@ -166,6 +173,46 @@ impl SockDiag {
         self.walk(Rows::OnPort(port), ALL_STATES)
     }
 
+    /// What [`SockDiag::dump`] finds on each of `ports`, ordered by port. One walk does for [`AT_ONCE`] of them where
+    /// their sockets are few enough for one message, and the kernel can choose by several ports (Linux 4.16).
+    ///
+    /// # Errors
+    ///
+    /// See [`SockDiagError`].
+    pub fn dump_each(&mut self, ports: &BTreeSet<Port>) -> Result<Vec<Socket>, SockDiagError> {
+        let ports: Vec<Port> = ports.iter().copied().collect();
+        let mut found = Vec::new();
+        for ports in ports.chunks(AT_ONCE) {
+            match self.walk(Rows::OnFew(ports), ALL_STATES) {
+                Ok(mut sockets) if ports.len() == 1 || sockets.len() <= ONE_MESSAGE => {
+                    sockets.sort_by_key(|socket| socket.port);
+                    found.extend(sockets);
+                }
+                Ok(_) | Err(SockDiagError::Unsupported { .. }) => {
+                    for &port in ports {
+                        found.extend(self.dump(port)?);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether anybody listens on one of `ports`. The kernel does not walk through connections for that.
+    ///
+    /// # Errors
+    ///
+    /// See [`SockDiagError`].
+    pub fn listens(&mut self, ports: &[Port]) -> Result<bool, SockDiagError> {
+        for &port in ports {
+            if !self.walk(Rows::OnPort(port), LISTEN)?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// What [`SockDiag::dump`] finds on each of `ports`, ordered by port, in one walk:
     /// every socket of the namespace is told, and those on other ports are left out here.
     ///
@@ -191,7 +238,7 @@ impl SockDiag {
         for _ in 0..ATTEMPTS {
             let mut sockets: Vec<Socket> = Vec::new();
             let mut places = BTreeMap::new();
-            let request = DumpRequest { states, source_port: rows.only_port() };
+            let request = DumpRequest { states, source_ports: rows.ports_for_the_kernel() };
             let ending = self.channel.exchange(request, NLM_F_DUMP, "a dump", |payload| {
                 // The kernel filters listeners and connections by
                 // `idiag_sport`, but not bound-only sockets.
@@ -267,19 +314,26 @@ impl SockDiag {
 enum Rows<'a> {
     All,
     OnPort(Port),
+    /// The kernel chooses.
+    OnFew(&'a [Port]),
+    /// The kernel shows all.
     OnAnyOf(&'a BTreeSet<Port>),
 }
 
 impl Rows<'_> {
-    /// To the kernel, port 0 is no filter.
-    fn only_port(self) -> u16 {
-        if let Self::OnPort(port) = self { port.get() } else { 0 }
+    fn ports_for_the_kernel(self) -> Vec<u16> {
+        match self {
+            Self::OnPort(port) => vec![port.get()],
+            Self::OnFew(ports) => ports.iter().map(|port| port.get()).collect(),
+            Self::All | Self::OnAnyOf(_) => Vec::new(),
+        }
     }
 
     fn include(self, port: Port) -> bool {
         match self {
             Self::All => true,
             Self::OnPort(wanted) => port == wanted,
+            Self::OnFew(wanted) => wanted.contains(&port),
             Self::OnAnyOf(wanted) => wanted.contains(&port),
         }
     }

@@ -58,6 +58,23 @@ fn read_table_at_once(ports: &[Port]) -> Result<Vec<Socket>, LookError> {
 /// `/proc/net/tcp` and `/proc/net/tcp6`, which show neither cookies nor
 /// bound-only sockets.
 pub fn read_table(ports: &[Port]) -> Result<Vec<Socket>, LookError> {
+    let mut sockets = match together(ports) {
+        Some(found) => found,
+        None => one_by_one(ports)?,
+    };
+    sockets.retain(lasts);
+    Ok(sockets)
+}
+
+/// `None` for less than two ports, and where that does not work.
+fn together(ports: &[Port]) -> Option<Vec<Socket>> {
+    if ports.len() < 2 {
+        return None;
+    }
+    SockDiag::open().and_then(|mut diag| diag.dump_each(&ports.iter().copied().collect())).ok()
+}
+
+fn one_by_one(ports: &[Port]) -> Result<Vec<Socket>, LookError> {
     let mut diag = SockDiag::open();
     let mut sockets = Vec::new();
     for &port in ports {
@@ -73,8 +90,15 @@ pub fn read_table(ports: &[Port]) -> Result<Vec<Socket>, LookError> {
             },
         }
     }
-    sockets.retain(lasts);
     Ok(sockets)
+}
+
+/// Whether the table shows that somebody listens on one of `ports`. That is much cheaper to ask than what else is there.
+pub fn is_listened_on(ports: &[Port]) -> Result<bool, LookError> {
+    match SockDiag::open().and_then(|mut diag| diag.listens(ports)) {
+        Ok(answer) => Ok(answer),
+        Err(_) => Ok(one_by_one(ports)?.iter().any(|socket| socket.state == TcpState::Listen)),
+    }
 }
 
 /// A bound socket that is no file's any more is in the middle of its `close()`,

@@ -14,7 +14,7 @@ mod tuning;
 
 pub use exits::ExitWatch;
 pub use listeners::listeners_of;
-pub use look::{LookError, Looker, Wanted, read_table};
+pub use look::{LookError, Looker, Wanted, is_listened_on, read_table};
 pub use netlink::NetlinkError;
 pub use owners::OwnerSource;
 pub use tier::{Observer, Tier, TierChoice, TierError, Watched};

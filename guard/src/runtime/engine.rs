@@ -19,13 +19,14 @@ mod standing;
 mod unit;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use guard_core::gate::{Budgets, Fact, Goal, Outcome, Plan, Reach};
-use guard_core::model::{Instant, Port, ProcessId, Socket, TcpState};
+use guard_core::model::{Instant, Port, ProcessId};
 use guard_core::policy::Rules;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -43,7 +44,7 @@ use super::turns::Turns;
 use super::units::{Told, Units};
 use super::{Alarm, Haste, RuntimeError, exiting, follow_pause, in_loop, now};
 use crate::act::CommandError;
-use crate::observe::{ExitWatch, Looker, Observer, Tier, TierChoice, Tuning, Watched, read_table};
+use crate::observe::{ExitWatch, Looker, Observer, Tier, TierChoice, Tuning, Watched, is_listened_on};
 
 /// A look that takes longer than this is given up.
 const LOOK_BUDGET: Duration = Duration::from_secs(30);
@@ -80,6 +81,8 @@ pub struct Engine<W> {
     /// What may be guarded next.
     prepared: Vec<Service>,
     runs: BTreeMap<RunNumber, Run>,
+    /// How many of them there are for each service.
+    busy: BTreeMap<Arc<str>, usize>,
     commands: JoinSet<(RunNumber, Result<ExitStatus, CommandError>)>,
     units: Units,
     /// What the service managers tell the runs. Each line has a few words at most under way.
@@ -143,6 +146,7 @@ impl<W: Witness> Engine<W> {
             services,
             prepared: Vec::new(),
             runs: BTreeMap::new(),
+            busy: BTreeMap::new(),
             commands: JoinSet::new(),
             units,
             told,
@@ -238,16 +242,15 @@ impl<W: Witness> Engine<W> {
         if under_way.is_empty() || !self.runs.is_empty() {
             self.begin_standing_looks();
         }
-        let Self { services, doors, standing_looks, .. } = self;
+        let Self { services, doors, standing_looks, busy, .. } = self;
         let mut ended = Vec::new();
         for (name, standing) in services.iter_mut() {
             let Some(gate) = &mut standing.gate else { continue };
-            let busy = self.runs.values().any(|run| run.info.service.name == *name);
             let asked = Asked {
                 key: Arc::clone(name),
                 ports: standing.ports.clone(),
                 also: Vec::new(),
-                learn: !busy,
+                learn: !busy.contains_key(name),
                 everybody: false,
             };
             let mut nobody = std::collections::BTreeSet::new();
@@ -358,6 +361,12 @@ impl<W: Witness> Engine<W> {
     /// Ends a run.
     fn finish<'e>(&mut self, number: RunNumber, end: impl FnOnce(&Run) -> End<'_> + 'e) {
         let Some(run) = self.runs.remove(&number) else { return };
+        if let Entry::Occupied(mut count) = self.busy.entry(Arc::clone(&run.info.service.name)) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
         let _in_span = run.span.clone().entered();
         let tier = self.doors.observer.tier();
         self.witness.ended(&run.info, &run.gate, tier, now(), &end(&run));
@@ -418,7 +427,7 @@ impl<W: Witness> Engine<W> {
     }
 
     fn is_busy(&self, name: &Arc<str>) -> bool {
-        self.runs.values().any(|run| run.info.service.name == *name)
+        self.busy.contains_key(name)
     }
 }
 
@@ -426,9 +435,8 @@ impl<W: Witness> Engine<W> {
 /// their service was started at `since`.
 fn look_for_listener(observer: &Observer, ports: &[Port], since: Instant) -> (bool, Instant) {
     let began = now();
-    // The table is cheap to read; who owns a listener is asked when there is one.
-    let listens = |socket: &Socket| socket.state == TcpState::Listen;
-    let listening = read_table(ports).map_or(true, |table| table.iter().any(listens));
+    // That is cheap to see; who owns a listener is asked when there is one.
+    let listening = is_listened_on(ports).unwrap_or(true);
     let at = now();
     (listening, at + follow_pause(observer.tier(), observer.recheck(), at.since(since), at.since(began)))
 }

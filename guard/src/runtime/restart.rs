@@ -179,7 +179,7 @@ impl Session {
     /// Who listens on the service's endpoints now.
     async fn look_at_port(&mut self, unit: &Unit, restart: &mut Restart) -> Result<(), RuntimeError> {
         let mut seen = Follow::NotYet;
-        // The table is cheap to read; who owns a listener is asked when there is one.
+        // That is cheap to see; who owns a listener is asked when there is one.
         if self.somebody_listens() {
             self.looker.request(Wanted::default())?;
             match self.looker.next().await {

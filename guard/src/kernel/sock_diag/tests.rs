@@ -249,6 +249,72 @@ fn one_walk_for_several_ports_finds_what_a_walk_for_each_finds() {
         assert!(at_once.iter().any(|socket| socket.port == listened));
         assert!(at_once.iter().all(|socket| socket.port != unwanted));
         assert!(at_once.is_sorted_by_key(|socket| socket.port));
+        let chosen = SockDiag::open().unwrap().dump_each(&wanted).unwrap();
+        assert_eq!(known(&chosen), known(&one_by_one));
+        assert!(chosen.is_sorted_by_key(|socket| socket.port));
+    });
+}
+
+/// Of sockets in every state, on more ports than are asked for in one walk.
+#[test]
+fn the_kernel_chooses_by_several_ports_as_it_does_by_one() {
+    netns("the_kernel_chooses_by_several_ports_as_it_does_by_one", || {
+        let mut ports = Vec::new();
+        let mut open = Vec::new();
+        for _ in 0..AT_ONCE {
+            let (server, client, port) = accepted("127.0.0.1", REUSE);
+            let (listener, other) = listening("::1", None, REUSE);
+            let (reserved, third) = bound("127.0.0.1", None, REUSE);
+            // The side that closes first keeps a TIME_WAIT socket.
+            drop(server);
+            drop(client);
+            in_state(port, TcpState::TimeWait);
+            ports.extend([port, other, third]);
+            open.extend([listener, reserved]);
+        }
+        let mut diag = SockDiag::open().unwrap();
+        let cookies = |sockets: &[Socket]| sockets.iter().map(|it| it.cookie).collect::<BTreeSet<_>>();
+        for count in [1, 2, 3, AT_ONCE] {
+            let some = &ports[..count];
+            let at_once = diag.walk(Rows::OnFew(some), ALL_STATES).unwrap();
+            let one_by_one: Vec<Socket> = some.iter().flat_map(|&port| dump(port)).collect();
+            assert_eq!(at_once.len(), count, "{at_once:?}");
+            assert_eq!(cookies(&at_once), cookies(&one_by_one));
+        }
+        let all: BTreeSet<Port> = ports.iter().copied().collect();
+        assert_eq!(diag.dump_each(&all).unwrap().len(), 3 * AT_ONCE);
+        drop(open);
+    });
+}
+
+/// More than fit into one message are asked for one by one.
+#[test]
+fn a_crowd_on_one_of_several_ports_is_whole() {
+    netns("a_crowd_on_one_of_several_ports_is_whole", || {
+        let (crowded, port) = listening("127.0.0.1", None, REUSE);
+        let (_other, quiet) = listening("127.0.0.1", None, REUSE);
+        let listener = TcpListener::from(crowded);
+        let connections: Vec<_> = (0..2 * ONE_MESSAGE)
+            .map(|_| {
+                (TcpStream::connect((Ipv4Addr::LOCALHOST, port.get())).unwrap(), listener.accept().unwrap())
+            })
+            .collect();
+        let mut diag = SockDiag::open().unwrap();
+        assert_eq!(diag.dump_each(&BTreeSet::from([port, quiet])).unwrap().len(), 2 * ONE_MESSAGE + 2);
+        drop(connections);
+    });
+}
+
+#[test]
+fn only_a_listener_listens() {
+    netns("only_a_listener_listens", || {
+        let (_server, _client, connected) = accepted("127.0.0.1", REUSE);
+        let (_bound, reserved) = bound("127.0.0.1", None, REUSE);
+        let (_listener, listened) = listening("::1", None, REUSE);
+        let mut diag = SockDiag::open().unwrap();
+        assert!(!diag.listens(&[connected, reserved]).unwrap());
+        assert!(diag.listens(&[connected, listened]).unwrap());
+        assert!(!diag.listens(&[]).unwrap());
     });
 }
 

@@ -148,6 +148,7 @@ impl<W: Witness> Engine<W> {
             unit,
             span,
         };
+        *self.busy.entry(Arc::clone(&run.info.service.name)).or_default() += 1;
         self.runs.insert(number, run);
         Ok(number)
     }
