@@ -45,6 +45,7 @@ impl Status {
             return Ok(exit);
         }
         let mut session = self.tier.open(&endpoints).await?;
+        session.only_show();
         let mut plan = options::plan_to_look(endpoints, &self.rules, drain, &session)?;
         units::ask(&mut plan).await;
         if self.drain.is_none() {

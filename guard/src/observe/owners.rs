@@ -117,6 +117,8 @@ struct Shared {
     loaded: Mutex<Option<Arc<Mutex<Loaded>>>>,
     /// Whether there is one: a walk through `/proc` asks that all the time.
     there: AtomicBool,
+    #[cfg(test)]
+    passes: std::sync::atomic::AtomicUsize,
 }
 
 impl OwnerSource {
@@ -135,6 +137,12 @@ impl OwnerSource {
             *loaded = None;
             self.0.there.store(false, Ordering::Release);
         }
+    }
+
+    /// How often an iterator was asked.
+    #[cfg(test)]
+    pub(super) fn passes(&self) -> usize {
+        self.0.passes.load(Ordering::Relaxed)
     }
 
     /// Whether owners are looked up by an iterator.
@@ -158,7 +166,11 @@ impl OwnerSource {
         loop {
             let shared = locked(&self.0.loaded).clone().filter(|_| !failed);
             if let Some(loaded) = shared {
-                let pass = || locked(&loaded).lookup.descriptors(inodes);
+                let pass = || {
+                    #[cfg(test)]
+                    self.0.passes.fetch_add(1, Ordering::Relaxed);
+                    locked(&loaded).lookup.descriptors(inodes)
+                };
                 let enough = |found: &[Descriptor]| care == Care::Showing && all_have_still(inodes, found);
                 let answer = by_iterator(pass, evidence, enough);
                 if let Some(ownership) = self.noted(&loaded, answer) {

@@ -285,6 +285,12 @@ impl Observer {
         self.may_help_look.then(after)
     }
 
+    /// How often the iterator was asked for owners.
+    #[cfg(test)]
+    pub(crate) fn passes(&self) -> usize {
+        self.owner_source.passes()
+    }
+
     /// Begins to load the iterator over open files, and nothing else, beside a look that takes long, when `Auto` was
     /// asked for. The look goes on with it as soon as it is there.
     pub fn help_look(&mut self) {

@@ -99,6 +99,35 @@ fn a_run_polls_when_the_announcements_fail() {
     fails_from("a_run_polls_when_the_announcements_fail", Tier::Netlink, &["poll"]);
 }
 
+/// `restart UNIT` stops the unit on the word of a look, and `free` refuses on that of one: a sharer that one pass missed
+/// must be found by the other. Only what promises to end nobody does with one.
+#[test]
+fn a_look_is_confirmed_by_a_second_pass_unless_it_is_only_shown() {
+    const NAME: &str = "a_look_is_confirmed_by_a_second_pass_unless_it_is_only_shown";
+    in_session(NAME, move || async move {
+        let (_listener, port) = listening("127.0.0.1", None, REUSE);
+        let endpoints = [spec("127.0.0.1", port, REUSE)];
+        let mut session = match Session::open(TierChoice::Only(Tier::Ebpf), &endpoints, POLL) {
+            Ok(session) => session,
+            Err(RuntimeError::Tier(TierError::Ebpf(error))) => return skip(NAME, &error.to_string()),
+            Err(error) => panic!("{error}"),
+        };
+        let mut passes = Vec::new();
+        for promised in [false, true] {
+            if promised {
+                session.only_show();
+            }
+            let before = session.doors.observer.passes();
+            let plan = Plan { goal: Goal::Look, ..plan_to_wait(&endpoints, &session) };
+            let mut sink = LetGo { listener: None, tiers: Vec::new() };
+            let gate = session.run(plan, &mut sink).await.unwrap();
+            assert_eq!(gate.holders().len(), 1, "{:?}", gate.outcome());
+            passes.push(session.doors.observer.passes() - before);
+        }
+        assert_eq!(passes, [2, 1]);
+    });
+}
+
 /// The poll and netlink tiers use no BPF, however many processes there are.
 #[test]
 fn in_a_crowd_a_look_is_helped_at_once() {

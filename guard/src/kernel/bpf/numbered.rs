@@ -98,6 +98,8 @@ fn parsed_up_to(highest: u32, names: &[(Named, u32)]) -> Result<Btf, BpfError> {
 
 #[cfg(test)]
 mod tests {
+    use aya_obj::btf::BtfKind;
+
     use super::*;
 
     /// What is at each number: a name, and the kind as `info` says it.
@@ -117,20 +119,29 @@ mod tests {
 
     #[test]
     fn each_number_has_its_name_and_kind_and_no_other_has_a_name() {
-        let names = [
+        let all = [
             (Named::Function("c"), 9),
             (Named::Typedef("btf_trace_a"), 7),
             (Named::Function("b"), 1),
+            (Named::Typedef("btf_trace_e"), 3),
             (Named::Function("d"), 12),
         ];
-        for some in [&names[..], &names[..1], &names[1..2], &names[2..], &[]] {
+        let twice = [all[0], all[4], all[0], all[4]];
+        for some in [&all[..], &all[..1], &all[1..2], &all[2..], &all[2..3], &twice, &[]] {
+            let types = numbered(some).unwrap();
             let highest = some.iter().map(|(_, number)| *number).max().unwrap_or(0);
-            let found = entries(&numbered(some).unwrap(), highest as usize);
-            for (number, found) in (1..).zip(found) {
+            for (number, found) in (1..).zip(entries(&types, highest as usize)) {
                 let expected = some.iter().find(|(_, known)| *known == number);
                 let expected = expected.map_or(("", 16 << 24), |(named, _)| (named.name(), named.kind()));
                 assert_eq!((found.0.as_str(), found.1), expected, "{number} of {some:?}");
             }
+            // What aya asks.
+            for (named, number) in some {
+                let kind = if matches!(named, Named::Typedef(_)) { BtfKind::Typedef } else { BtfKind::Func };
+                assert_eq!(types.id_by_type_name_kind(named.name(), kind).unwrap(), *number);
+            }
         }
+        // Nothing has the number 0, which is void.
+        assert_eq!(entries(&numbered(&[(Named::Function("a"), 0)]).unwrap(), 0), []);
     }
 }

@@ -43,18 +43,7 @@ impl<K> Batch<K> {
             return Ok(());
         }
         let asked = std::mem::take(&mut self.waiting);
-        let mut ports: Vec<Port> = asked.iter().flat_map(|asked| &asked.ports).copied().collect();
-        ports.sort_unstable();
-        ports.dedup();
-        let wanted = Wanted {
-            also: asked.iter().flat_map(|asked| &asked.also).copied().collect(),
-            // Whoever is about to end somebody must not have his socket held open.
-            learn: asked.iter().all(|asked| asked.learn),
-            everybody: asked.iter().any(|asked| asked.everybody),
-            ports,
-            // Those of a standing looker are in any case.
-            only_shown: false,
-        };
+        let wanted = wanted(&asked);
         self.looker.request(wanted)?;
         self.under_way = Some(asked);
         Ok(())
@@ -68,6 +57,22 @@ impl<K> Batch<K> {
         }
         let fact = self.looker.next().await;
         (self.under_way.take().unwrap_or_default(), fact)
+    }
+}
+
+/// What all of these want to see.
+fn wanted<K>(asked: &[Asked<K>]) -> Wanted {
+    let mut ports: Vec<Port> = asked.iter().flat_map(|asked| &asked.ports).copied().collect();
+    ports.sort_unstable();
+    ports.dedup();
+    Wanted {
+        also: asked.iter().flat_map(|asked| &asked.also).copied().collect(),
+        // Whoever is about to end somebody must not have his socket held open.
+        learn: asked.iter().all(|asked| asked.learn),
+        everybody: asked.iter().any(|asked| asked.everybody),
+        ports,
+        // Those of a standing looker are in any case.
+        only_shown: false,
     }
 }
 
@@ -140,6 +145,24 @@ mod tests {
             backlog: None,
         };
         (socket, Owners::All(vec![process(owner, 1).id]))
+    }
+
+    #[test]
+    fn a_look_for_many_is_as_careful_as_any_of_them_needs() {
+        let port = |port| Port::new(port).expect("not zero");
+        let asked = |number, learn, everybody| Asked {
+            key: (),
+            ports: vec![port(number), port(80)],
+            also: vec![process(u32::from(number), 1).id],
+            learn,
+            everybody,
+        };
+        let all = wanted(&[asked(82, true, false), asked(81, false, true)]);
+        assert_eq!(all.ports, [port(80), port(81), port(82)]);
+        assert_eq!(all.also, [process(82, 1).id, process(81, 1).id]);
+        assert!(!all.learn && all.everybody && !all.only_shown, "{all:?}");
+        let modest = wanted(&[asked(82, true, false)]);
+        assert!(modest.learn && !modest.everybody && !modest.only_shown, "{modest:?}");
     }
 
     #[test]
