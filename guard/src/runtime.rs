@@ -183,7 +183,7 @@ const fn exiting(fact: &Fact) -> Option<ProcessId> {
 const A_BETTER_TIER_PAYS: Duration = Duration::from_millis(25);
 
 /// How long to wait for an event that tells of a new listener, `waited` after the service was started.
-/// `reading`: the time that the table's last reading took.
+/// `reading`: the time that the last reading took, of the table and of who owns a listener.
 ///
 /// Only the ebpf tier has such events. In the others the table is read again and again, ever less
 /// often: what a service needs to start is known late by an eighth of it at most, unless reading
@@ -249,7 +249,7 @@ pub struct Session {
     alarm: Alarm,
     ports: Vec<Port>,
     endpoints: Vec<BindSpec>,
-    /// How long it took to read the table when it was last asked who listens.
+    /// How long it took when it was last asked whether somebody listens, and then who.
     reading: Duration,
     /// Nobody will be ended on the word of its looks.
     only_shows: bool,
@@ -418,7 +418,7 @@ impl Session {
                 };
                 match fact {
                     Fact::SnapshotTaken(snapshot) => match follow(&snapshot, &self.endpoints, Tgid(pid)) {
-                        Follow::NotYet => {}
+                        Follow::NotYet => self.reading += snapshot.ended.since(snapshot.begun),
                         found => return Ok(Followed::Found { found, at: snapshot.ended }),
                     },
                     other => debug!(?other, "the look for the successor failed"),

@@ -52,10 +52,6 @@ const LISTEN: u32 = 1 << 10;
 /// For so many ports one walk is enough where nothing speaks against it.
 pub const AT_ONCE: usize = 16;
 
-/// So many rows of some 130 bytes fit into the first message of a dump, which is a page less what the kernel keeps in it
-/// (`NLMSG_GOODSIZE`).
-const ONE_MESSAGE: usize = 24;
-
 /// How often a dump that the kernel reports as torn is asked for again: a dump
 /// is torn by an overrun receive buffer, which a second try seldom meets.
 const ATTEMPTS: u32 = 4;
@@ -173,8 +169,8 @@ impl SockDiag {
         self.walk(Rows::OnPort(port), ALL_STATES)
     }
 
-    /// What [`SockDiag::dump`] finds on each of `ports`, ordered by port. One walk does for [`AT_ONCE`] of them where
-    /// their sockets are few enough for one message, and the kernel can choose by several ports (Linux 4.16).
+    /// What [`SockDiag::dump`] finds on each of `ports`, ordered by port. One walk or two do for [`AT_ONCE`] of them where
+    /// their sockets fit into one datagram, and the kernel can choose by several ports (Linux 4.16).
     ///
     /// # Errors
     ///
@@ -183,20 +179,36 @@ impl SockDiag {
         let ports: Vec<Port> = ports.iter().copied().collect();
         let mut found = Vec::new();
         for ports in ports.chunks(AT_ONCE) {
-            match self.walk(Rows::OnFew(ports), ALL_STATES) {
-                Ok(mut sockets) if ports.len() == 1 || sockets.len() <= ONE_MESSAGE => {
-                    sockets.sort_by_key(|socket| socket.port);
-                    found.extend(sockets);
-                }
-                Ok(_) | Err(SockDiagError::Unsupported { .. }) => {
-                    for &port in ports {
-                        found.extend(self.dump(port)?);
-                    }
-                }
-                Err(error) => return Err(error),
+            if let Some(sockets) = self.dump_together(ports)? {
+                found.extend(sockets);
+                continue;
+            }
+            for &port in ports {
+                found.extend(self.dump(port)?);
             }
         }
         Ok(found)
+    }
+
+    /// `None` for a single port, for more sockets than one datagram has room for, and where the kernel does not choose.
+    fn dump_together(&mut self, ports: &[Port]) -> Result<Option<Vec<Socket>>, SockDiagError> {
+        if ports.len() < 2 {
+            return Ok(None);
+        }
+        // The first datagram that the kernel fills for a socket is a page; the next ones are as large as what was read
+        // with (`netlink_dump`).
+        for _ in 0..2 {
+            match self.walk(Rows::OnFew(ports), ALL_STATES) {
+                Ok(mut sockets) if self.channel.datagrams < 2 => {
+                    sockets.sort_by_key(|socket| socket.port);
+                    return Ok(Some(sockets));
+                }
+                Ok(_) => {}
+                Err(SockDiagError::Unsupported { .. }) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 
     /// Whether anybody listens on one of `ports`. The kernel does not walk through connections for that.

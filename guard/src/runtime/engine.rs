@@ -75,6 +75,8 @@ pub struct Engine<W> {
     alarm: Alarm,
     looks: Batch<RunNumber>,
     standing_looks: Batch<Arc<str>>,
+    /// How long the last look for runs took.
+    look_took: Duration,
     /// The last look at services could not begin.
     blind: bool,
     services: BTreeMap<Arc<str>, Standing>,
@@ -142,6 +144,7 @@ impl<W: Witness> Engine<W> {
             alarm: Alarm::new().map_err(in_loop("set up a timer"))?,
             looks: Batch::new(Looker::start(Vec::new(), owners.clone(), now)?),
             standing_looks: Batch::new(Looker::start_standing(owners, now)?),
+            look_took: Duration::ZERO,
             blind: false,
             services,
             prepared: Vec::new(),
@@ -318,6 +321,9 @@ impl<W: Witness> Engine<W> {
     }
 
     fn take_looks(&mut self, asked: &[Asked<RunNumber>], fact: &Fact) {
+        if let Fact::SnapshotTaken(snapshot) = fact {
+            self.look_took = snapshot.ended.since(snapshot.begun);
+        }
         for asked in asked {
             let fact = part(fact, asked);
             if let Fact::SnapshotTaken(snapshot) = &fact {
@@ -432,13 +438,14 @@ impl<W: Witness> Engine<W> {
 }
 
 /// Whether somebody listens on `ports`, unless the table says that nobody does, and when to look next;
-/// their service was started at `since`.
-fn look_for_listener(observer: &Observer, ports: &[Port], since: Instant) -> (bool, Instant) {
+/// their service was started at `since`, and to look who it is takes as long as `look`.
+fn look_for_listener(observer: &Observer, ports: &[Port], since: Instant, look: Duration) -> (bool, Instant) {
     let began = now();
     // That is cheap to see; who owns a listener is asked when there is one.
     let listening = is_listened_on(ports).unwrap_or(true);
     let at = now();
-    (listening, at + follow_pause(observer.tier(), observer.recheck(), at.since(since), at.since(began)))
+    let reading = at.since(began) + if listening { look } else { Duration::ZERO };
+    (listening, at + follow_pause(observer.tier(), observer.recheck(), at.since(since), reading))
 }
 
 /// A plan for a run on `service`.

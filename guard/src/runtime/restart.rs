@@ -184,6 +184,7 @@ impl Session {
             self.looker.request(Wanted::default())?;
             match self.looker.next().await {
                 gate::Fact::SnapshotTaken(snapshot) => {
+                    self.reading += snapshot.ended.since(snapshot.begun);
                     // A unit that did not run had no cgroup at first.
                     let now =
                         restart.unit().map(|(unit, _)| unit).filter(|unit| unit.control_group.is_some());

@@ -43,7 +43,10 @@ pub(super) enum Ending {
 
 pub(super) struct Channel {
     socket: NetlinkSocket,
-    sequence: u32,
+    /// That of the last request: so many were made.
+    pub(super) sequence: u32,
+    /// How many datagrams brought the rows of the last answer.
+    pub(super) datagrams: usize,
     buffer: Vec<u8>,
 }
 
@@ -60,7 +63,7 @@ impl Channel {
         socket.connect(&SocketAddr::new(0, 0)).map_err(opening)?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(SILENCE_SECONDS, 0))
             .map_err(|errno| opening(errno.into()))?;
-        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER) })
+        Ok(Self { socket, sequence: 0, datagrams: 0, buffer: Vec::with_capacity(BUFFER) })
     }
 
     /// Sends `message` and hands every row's payload to `row`, until the kernel
@@ -80,8 +83,10 @@ impl Channel {
         self.send(message, flags).map_err(failed)?;
         let mut torn = false;
         let mut garbled = None;
+        self.datagrams = 0;
         loop {
             torn |= self.receive().map_err(failed)?;
+            let mut has_rows = false;
             let mut rest = self.buffer.as_slice();
             while !rest.is_empty() {
                 // A cut-off tail shows as a message longer than the buffer.
@@ -97,6 +102,7 @@ impl Channel {
                 torn |= message.flags() & NLM_F_DUMP_INTR != 0;
                 let code = match message.message_type() {
                     SOCK_DIAG_BY_FAMILY | TCPDIAG_GETSOCK => {
+                        self.datagrams += usize::from(!std::mem::replace(&mut has_rows, true));
                         // The rest must still be read, or the next dump is EBUSY.
                         if let Err(error) = row(message.payload()) {
                             garbled.get_or_insert(error);

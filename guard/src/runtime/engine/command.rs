@@ -74,7 +74,8 @@ impl<W: Witness> Engine<W> {
             return;
         }
         let listening;
-        (listening, starting.look_at) = look_for_listener(&self.doors.observer, &run.ports, starting.since);
+        (listening, starting.look_at) =
+            look_for_listener(&self.doors.observer, &run.ports, starting.since, self.look_took);
         if listening {
             starting.looking = true;
             let ports = run.ports.clone();

@@ -352,7 +352,8 @@ impl<W: Witness> Engine<W> {
             return false;
         }
         let listening;
-        (listening, following.look_at) = look_for_listener(&self.doors.observer, &run.ports, following.since);
+        (listening, following.look_at) =
+            look_for_listener(&self.doors.observer, &run.ports, following.since, self.look_took);
         if listening {
             following.looking = true;
             let ports = run.ports.clone();
