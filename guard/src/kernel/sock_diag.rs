@@ -5,8 +5,9 @@
 //! A dump is a walk along hash chains, not a snapshot. The kernel walks the
 //! listeners, then the bound-only sockets (Linux 6.8), then everything else
 //! (`inet_diag_dump_icsk`), one chain lock at a time, and goes on where it was by
-//! counting when the reply needs another buffer. The walk costs the same whatever
-//! is asked for, so both address families come of one: `SOCK_DIAG_BY_FAMILY`
+//! counting when the reply needs another buffer. Where listeners alone are asked for,
+//! the walk ends after them. Else it costs the same whatever is asked for, so both
+//! address families come of one: `SOCK_DIAG_BY_FAMILY`
 //! tells one family, the older request `TCPDIAG_GETSOCK` both, in the same rows
 //! and with the same filters (`inet_diag_dump_compat` asks for `AF_UNSPEC`). So a socket
 //! that moves from a later table to an earlier one meanwhile (bound → `LISTEN`)

@@ -83,7 +83,7 @@ pub struct Engine<W> {
     /// What may be guarded next.
     prepared: Vec<Service>,
     runs: BTreeMap<RunNumber, Run>,
-    /// How many of them there are for each service.
+    /// How many of them there are for each service, which is asked about every service at every turn.
     busy: BTreeMap<Arc<str>, usize>,
     commands: JoinSet<(RunNumber, Result<ExitStatus, CommandError>)>,
     units: Units,
