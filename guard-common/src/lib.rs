@@ -22,8 +22,8 @@ mod wire;
 pub use function::{Function, INET_CSK_GET_PORT, INET_PUT_PORT, INET_TWSK_KILL};
 pub use lost::LostReason;
 pub use maps::{
-    CLOSING_ENTRIES, Closing, LEAVING_ENTRIES, LOSER_PAUSE_NS, LOSERS_ENTRIES, Loser, LoserKey,
-    OWNERS_ENTRIES, PORT_WORDS, WATCHED_ENTRIES, WatchKey, watch,
+    CLOSING_ENTRIES, Closing, KNOWN_ENTRIES, LEAVING_ENTRIES, LOSER_PAUSE_NS, LOSERS_ENTRIES, Loser,
+    LoserKey, OWNERS_ENTRIES, PORT_WORDS, WATCHED_ENTRIES, WatchKey, watch,
 };
 pub use names::{map, program, symbol};
 pub use owner::{OWNER_IS_LEADER, OwnerOffsets, OwnerRecord, WANTED_ENTRIES};

@@ -25,6 +25,9 @@ pub mod map {
         PORTS = "PORTS";
         /// Hash of socket addresses to [`Closing`](crate::Closing).
         CLOSING = "CLOSING";
+        /// Hash of the cookies of listeners whose end is told by their destruction alone, to
+        /// [`WatchKey`](crate::WatchKey).
+        KNOWN = "KNOWN";
         /// Hash of mini-sockets' addresses to [`WatchKey`](crate::WatchKey).
         LEAVING = "LEAVING";
         /// Hash of thread group ids (the guard's PID namespace) to 1.

@@ -100,6 +100,28 @@ fn try_set_state(
         return Err(Skip::Unrelated);
     }
 
+    report_change(socket, key, change, (old_state, new_state))?;
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(
+        ctx,
+        "sock 0x{:x} port {}: state {} -> {}",
+        skaddr,
+        local_port,
+        old_state,
+        new_state
+    );
+    Ok(())
+}
+
+/// Tells of a change, and remembers what follows from it.
+#[inline(always)]
+fn report_change(
+    socket: &impl Socket,
+    key: WatchKey,
+    change: Change,
+    (old_state, new_state): (u8, u8),
+) -> Result<(), Skip> {
+    let skaddr = socket.skaddr();
     let (mut tgid, mut comm) = (0, [0; COMM_LEN]);
     if let Some(ids) = current::ids() {
         tgid = ids.tgid;
@@ -114,24 +136,21 @@ fn try_set_state(
         netns: key.netns,
         tgid,
         family: details.family,
-        local_port,
+        local_port: key.port,
         remote_port: details.remote_port,
         old_state,
         new_state,
         local_addr: bytes(details.local_addr),
         remote_addr: bytes(details.remote_addr),
         comm,
-    })?;
-    #[cfg(feature = "log")]
-    aya_log_ebpf::debug!(
-        ctx,
-        "sock 0x{:x} port {}: state {} -> {}",
-        skaddr,
-        local_port,
-        old_state,
-        new_state
-    );
-    Ok(())
+    })
+}
+
+/// The end of a listener that nobody told of when it came, because this file's programs were not attached: the listener
+/// is being destroyed, in process context too.
+#[inline(always)]
+pub(crate) fn report_end_of_listen(socket: &impl Socket, key: WatchKey) -> Result<(), Skip> {
+    report_change(socket, key, Change::Closes, (TCP_LISTEN, TCP_CLOSE))
 }
 
 /// Keeps the book of owners and of listeners on their way out, before the

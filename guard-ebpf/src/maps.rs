@@ -3,8 +3,8 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use guard_common::{
-    CLOSING_ENTRIES, Closing, LEAVING_ENTRIES, LOSERS_ENTRIES, Loser, LoserKey, LostReason, OWNERS_ENTRIES,
-    PORT_WORDS, WANTED_ENTRIES, WATCHED_ENTRIES, WatchKey,
+    CLOSING_ENTRIES, Closing, KNOWN_ENTRIES, LEAVING_ENTRIES, LOSERS_ENTRIES, Loser, LoserKey, LostReason,
+    OWNERS_ENTRIES, PORT_WORDS, WANTED_ENTRIES, WATCHED_ENTRIES, WatchKey,
 };
 
 /// The guard sets the size before load.
@@ -26,6 +26,10 @@ pub(crate) static PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
 /// that is no longer watched may stay, and costs a hint too many at most.
 #[map]
 pub(crate) static CLOSING: HashMap<u64, Closing> = HashMap::with_max_entries(CLOSING_ENTRIES, 0);
+
+/// Written by the guard alone, before it takes the program on state changes away.
+#[map]
+pub(crate) static KNOWN: HashMap<u64, WatchKey> = HashMap::with_max_entries(KNOWN_ENTRIES, 0);
 
 /// Entries live from a function's entry to its exit.
 #[map]

@@ -11,11 +11,13 @@ use guard_common::{COMM_LEN, KIND_RELEASED, LostReason, SocketEvent, TCP_LISTEN,
 
 use crate::emit::{emit, header};
 use crate::function::address;
+use crate::inet_sock_set_state::report_end_of_listen;
 use crate::settings::setting;
 use crate::skip::{Skip, settle};
 use crate::sock::{Sock, Typed};
 use crate::socket::{
-    CONNECTIONS, Details, Socket, argument, bytes, context, field, member, netns, port_is_watched, read,
+    CONNECTIONS, Details, Socket, argument, bytes, context, cookie, field, member, netns, port_is_watched,
+    read,
 };
 use crate::{current, maps};
 
@@ -42,10 +44,27 @@ fn of_watched(ctx: *mut c_void) {
     // Whoever has its port and a peer may have listened before.
     // SAFETY: only the presence matters.
     let left_listen = || unsafe { maps::CLOSING.get(sock) }.is_some();
-    if !port_is_watched(CONNECTIONS) && !left_listen() {
+    let ends_known = || !Typed(sock as *const u8).has_peer() && end_of_known(ctx.as_ptr());
+    if !left_listen() && !ends_known() && !port_is_watched(CONNECTIONS) {
         return;
     }
     settle(address::<ARG_SK>(&ctx).and_then(|sk| try_destroy_sock(&ctx, &Sock(sk))));
+}
+
+/// While no program is on `inet_sock_set_state`, nothing was told of the end of LISTEN, nor remembered: both is made up
+/// for here, for a listener that the guard has entered. Says whether it was one.
+#[inline(never)]
+fn end_of_known(ctx: *mut c_void) -> bool {
+    let ctx = BtfTracePointContext::new(ctx);
+    let Ok(sk) = address::<ARG_SK>(&ctx) else {
+        return false;
+    };
+    // SAFETY: the value is copied at once; the guard enters no cookie twice.
+    let Some(key) = (unsafe { maps::KNOWN.get(cookie(sk)) }).copied() else {
+        return false;
+    };
+    settle(report_end_of_listen(&Sock(sk), key));
+    true
 }
 
 #[tracepoint]

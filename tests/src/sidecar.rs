@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::caller::Caller;
 use crate::child::{Child, output};
 use crate::events::Event;
+use crate::kernel::{BpfId, bpf_ids};
 use crate::portguard::binary;
 use crate::standin::Plan;
 use crate::tier::Tier;
@@ -186,6 +187,14 @@ impl Sidecar {
         });
         assert!(done, "the run does not finish: {document}\n{}", self.child.said());
         document
+    }
+
+    /// Whether one of its BPF programs is loaded and attached to nothing: all its services listen, and it has been calm
+    /// for a while.
+    pub fn rests(&self) -> bool {
+        let ids = bpf_ids(self.child.id.pid);
+        let count = |of: fn(&BpfId) -> bool| ids.iter().filter(|id| of(id)).count();
+        count(|id| matches!(id, BpfId::Link(_))) < count(|id| matches!(id, BpfId::Prog(_)))
     }
 
     /// The verdict on a service, looked at now.

@@ -45,6 +45,16 @@ pub fn conflict(spec: &BindSpec, socket: &Socket) -> Conflict {
     }
 }
 
+/// Whether nobody can begin to listen on anything that `spec` is for, as long as `socket` listens: it is for all of that
+/// itself, on every device, and shares its port with nobody.
+pub fn excludes_others(socket: &Socket, spec: &BindSpec) -> bool {
+    socket.state == TcpState::Listen
+        && socket.port == spec.port
+        && (socket.device, spec.scope) == (0, 0)
+        && socket.reuse_port == Some(false)
+        && spec.lies_within(socket.address, socket.v6only == Some(false))
+}
+
 /// A request socket waits in its listener's queue and has no bind bucket. The
 /// dump shows it as `SYN_RECV` without an inode, like a connection that nobody
 /// accepted yet; the latter leaves `SYN_RECV` with the handshake.
@@ -227,6 +237,65 @@ mod tests {
         }
         let elsewhere = BindSpec { port: Port::new(1).expect("not zero"), ..spec("::") };
         assert!(!elsewhere.overlaps(&spec("::")));
+    }
+
+    #[test]
+    fn nobody_listens_beside_whoever_excludes_others() {
+        let addresses = [
+            "0.0.0.0",
+            "127.0.0.1",
+            "127.0.0.2",
+            "::",
+            "::1",
+            "fe80::1",
+            "::ffff:0.0.0.0",
+            "::ffff:127.0.0.1",
+        ];
+        let specs: Vec<BindSpec> = addresses
+            .iter()
+            .flat_map(|address| [false, true].map(|v6only| BindSpec { v6only, ..spec(address) }))
+            .collect();
+        let listens = |spec: &BindSpec| {
+            let address = spec.address.to_canonical();
+            let v6only = address.is_ipv6().then_some(spec.v6only);
+            let mapped = address != spec.address;
+            Socket { address, mapped, v6only, reuse_port: Some(false), ..socket(TcpState::Listen, "::") }
+        };
+        for (ours, theirs) in specs.iter().flat_map(|a| specs.iter().map(move |b| (a, b))) {
+            let listener = listens(theirs);
+            assert!(ours != theirs || excludes_others(&listener, ours), "{ours:?} is there for itself");
+            if !excludes_others(&listener, ours) {
+                continue;
+            }
+            for newcomer in specs.iter().filter(|newcomer| newcomer.overlaps(ours)) {
+                let newcomer = BindSpec { reuse_port: true, ..*newcomer };
+                assert_eq!(
+                    conflict(&newcomer, &listener),
+                    Conflict::Certain,
+                    "{newcomer:?} beside {theirs:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn who_may_have_company_excludes_nobody() {
+        let alone = Socket { reuse_port: Some(false), ..socket(TcpState::Listen, "127.0.0.1") };
+        let ours = spec("127.0.0.1");
+        assert!(excludes_others(&alone, &ours));
+        assert!(!excludes_others(&alone, &spec("0.0.0.0")), "others may listen on other addresses");
+        assert!(!excludes_others(&alone, &BindSpec { port: Port::new(1).expect("not zero"), ..ours }));
+        let company = [
+            Socket { reuse_port: Some(true), ..alone.clone() },
+            Socket { reuse_port: None, ..alone.clone() },
+            Socket { device: 2, ..alone.clone() },
+            Socket { state: TcpState::BoundInactive, ..alone },
+        ];
+        for socket in company {
+            assert!(!excludes_others(&socket, &ours), "{socket:?}");
+        }
+        let unknown = Socket { v6only: None, reuse_port: Some(false), ..socket(TcpState::Listen, "::") };
+        assert!(!excludes_others(&unknown, &ours), "it may be for IPv6 alone");
     }
 
     #[test]

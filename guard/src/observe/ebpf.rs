@@ -12,7 +12,7 @@ use tracing::{debug, trace, warn};
 
 use super::MOST_AT_ONCE;
 use super::losers::Losers;
-use crate::kernel::bpf::{Bpf, BpfError, BpfLog, Event, Lost};
+use crate::kernel::bpf::{Bpf, BpfError, BpfLog, Event, KnownListener, Lost};
 
 /// The loaded programs and their ring buffer.
 pub(super) struct EbpfSource {
@@ -29,6 +29,8 @@ pub(super) struct EbpfSource {
     cold: bool,
     /// More may be waiting than was taken at once.
     behind: bool,
+    /// The kernel refused to let it rest.
+    restless: bool,
 }
 
 struct BpfFd(Bpf);
@@ -70,12 +72,33 @@ impl EbpfSource {
             unchecked: true,
             cold: true,
             behind: false,
+            restless: false,
         })
     }
 
     /// The programs, to be told what to watch.
     pub(super) fn bpf(&mut self) -> &mut Bpf {
         &mut self.bpf.get_mut().0
+    }
+
+    /// Whether [`EbpfSource::rest`] would change anything.
+    pub(super) fn may_rest(&self) -> bool {
+        let bpf = &self.bpf.get_ref().0;
+        bpf.may_rest() && !bpf.rests() && !self.restless
+    }
+
+    /// Only the end of these listeners is to be told.
+    pub(super) fn rest(&mut self, listeners: &[KnownListener]) -> Result<(), BpfError> {
+        let rested = self.bpf().rest(listeners);
+        self.restless = rested.is_err();
+        rested
+    }
+
+    /// Everything is to be told again; says whether it was not.
+    pub(super) fn wake(&mut self) -> Result<bool, BpfError> {
+        let rested = self.bpf().rests();
+        self.bpf().wake()?;
+        Ok(rested)
     }
 
     /// This process is gone.
@@ -104,7 +127,7 @@ impl EbpfSource {
         facts: &mut VecDeque<Fact>,
         now: fn() -> Instant,
     ) -> Result<(), FillError> {
-        let Self { bpf, log, owners, losers, lost, unchecked, cold, behind } = self;
+        let Self { bpf, log, owners, losers, lost, unchecked, cold, behind, restless: _ } = self;
         if std::mem::take(unchecked) {
             // The last facts are dealt with: now there is time to ask what was lost,
             // which is slow to read. Before the first event, all that is slow for the

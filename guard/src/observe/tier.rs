@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use guard_core::gate::Fact;
-use guard_core::model::{Instant, Port, ProcessId, Snapshot};
+use guard_core::model::{Instant, Port, ProcessId, Snapshot, SocketCookie};
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
@@ -14,7 +14,7 @@ use super::losses::Losses;
 use super::netlink::{NetlinkError, NetlinkSource};
 use super::owners::OwnerSource;
 use super::tuning::Tuning;
-use crate::kernel::bpf::{Bpf, BpfError, BpfOptions, FailedBinds, OwnerLookup, Watch};
+use crate::kernel::bpf::{Bpf, BpfError, BpfOptions, FailedBinds, KnownListener, OwnerLookup, Watch};
 use crate::kernel::memory;
 use crate::kernel::netns::{self, NetnsError};
 use crate::kernel::procfs;
@@ -386,6 +386,36 @@ impl Observer {
             Source::Poll => {}
         }
         Ok(())
+    }
+
+    /// Whether [`Observer::rest`] would change anything.
+    pub fn may_rest(&self) -> bool {
+        matches!(&self.source, Source::Ebpf(ebpf) if ebpf.may_rest())
+    }
+
+    /// On the watched ports only the end of these listeners is worth a fact, until [`Observer::wake`]: the connections
+    /// of the whole machine cost less then.
+    pub fn rest(&mut self, listeners: &[(SocketCookie, Port)]) {
+        let Source::Ebpf(ebpf) = &mut self.source else { return };
+        let rested = netns::current().map_err(TierError::from).and_then(|netns| {
+            let known = |&(cookie, port): &(SocketCookie, Port)| KnownListener { cookie, netns, port };
+            Ok(ebpf.rest(&listeners.iter().map(known).collect::<Vec<_>>())?)
+        });
+        if let Err(error) = rested {
+            debug!(%error, "every connection goes on costing what it does");
+        }
+    }
+
+    /// Everything is worth a fact again; says whether it was not before. Then a look has to follow.
+    pub fn wake(&mut self) -> bool {
+        let Source::Ebpf(ebpf) = &mut self.source else { return false };
+        match ebpf.wake() {
+            Ok(rested) => rested,
+            Err(error) => {
+                self.step_down(error.to_string());
+                true
+            }
+        }
     }
 
     /// This process is gone: nothing more is wanted about it.

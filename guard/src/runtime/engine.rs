@@ -13,6 +13,7 @@ mod command;
 mod facts;
 mod looking;
 mod requests;
+mod rest;
 mod run;
 mod service;
 mod standing;
@@ -98,6 +99,8 @@ pub struct Engine<W> {
     /// It ends with the last of its runs.
     retiring: bool,
     poll_at: Instant,
+    /// When it goes to rest, if everything stays as calm as it is.
+    rest_at: Option<Instant>,
     witness: W,
 }
 
@@ -159,6 +162,7 @@ impl<W: Witness> Engine<W> {
             tickets: Vec::new(),
             retiring: false,
             poll_at: now(),
+            rest_at: None,
             witness,
         })
     }
@@ -175,6 +179,7 @@ impl<W: Witness> Engine<W> {
         loop {
             // Only a run is in a hurry. Whoever merely watches keeps nobody from a processor.
             haste.set(!self.runs.is_empty());
+            self.rest_or_wake();
             self.work()?;
             // Now that the run's first look is under way: whoever is told first takes the processor from it.
             for (reply, ticket) in self.tickets.drain(..) {
@@ -424,7 +429,7 @@ impl<W: Witness> Engine<W> {
             None => standing.due(self.is_busy(name)),
         });
         let poll = (self.doors.observer.tier() == Tier::Poll).then_some(self.poll_at);
-        runs.chain(standing).chain(poll).min()
+        runs.chain(standing).chain(poll).chain(self.rest_at()).min()
     }
 
     /// The gate of a run waits for this process's end.

@@ -6,7 +6,7 @@ use guard_tests::child::Child;
 use guard_tests::kernel::policy;
 use guard_tests::schema::check;
 use guard_tests::sidecar::{event, service};
-use guard_tests::{DEADLINE, Portguard, Sidecar, World, each_tier, stays, wait_until};
+use guard_tests::{DEADLINE, Portguard, Sidecar, Tier, World, each_tier, stays, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::time::Duration;
@@ -21,6 +21,7 @@ each_tier!(
     a_command_that_fails_is_told,
     the_gate_opens_for_whoever_waits,
     many_services_at_once,
+    after_a_calm_all_is_told_as_ever,
     reloads_during_a_run,
     learns_again_after_it_was_killed
 );
@@ -282,6 +283,44 @@ fn many_services_at_once(world: &World) {
         assert_eq!(document["outcome"], "restarted", "{document}");
     }
     assert!(old.iter().all(|standin| !standin.child.alive()));
+}
+
+/// In the ebpf tier, whoever listens alone is watched by his end only, after a while. What follows upon it is told as if
+/// nothing had been left out.
+fn after_a_calm_all_is_told_as_ever(world: &World) {
+    let port = world.port();
+    let sidecar = Sidecar::start(world, "", &service("web", port, None, ""));
+    let follower = sidecar.follow(&[]);
+    let mut last = 0;
+    let mut told = |what: &str, wanted: &dyn Fn(&Value) -> bool| {
+        let next = |event: &Value| event["seq"].as_u64().is_some_and(|seq| seq > last) && wanted(event);
+        last = event(&follower, what, next)["seq"].as_u64().expect("a number");
+    };
+    let verdict =
+        |word: &'static str| move |event: &Value| event["type"] == "snapshot" && event["verdict"] == word;
+    for round in 0..2 {
+        let service = world.standin("--on-term exit").listen("127.0.0.1", port).start();
+        if world.tier == Tier::Ebpf {
+            told("a new listener", &|event| event["type"] == "listener_opened");
+        } else {
+            // Nobody tells of it: whoever looks sees it, when the last look is a while ago.
+            assert!(wait_until(DEADLINE, || sidecar.verdict("web") == "busy"));
+        }
+        told("a busy port", &verdict("busy"));
+        let may_rest = world.tier == Tier::Ebpf;
+        assert!(!may_rest || wait_until(DEADLINE, || sidecar.rests()), "round {round}: it does not rest");
+        // A look is no reason to get up.
+        assert_eq!(sidecar.verdict("web"), "busy");
+        assert_eq!(sidecar.rests(), may_rest);
+        service.child.signal(Signal::SIGKILL);
+        if world.tier == Tier::Ebpf {
+            for kind in ["listener_closed", "socket_released"] {
+                told(kind, &|event| event["type"] == kind && event["port"] == port);
+            }
+        }
+        told("a free port", &verdict("free"));
+        assert!(wait_until(DEADLINE, || !sidecar.rests()), "round {round}: it rests although nobody listens");
+    }
 }
 
 fn reloads_during_a_run(world: &World) {

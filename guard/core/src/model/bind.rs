@@ -45,6 +45,17 @@ impl BindSpec {
                 || meet(self.ipv6(), other.ipv6(), Ipv6Addr::UNSPECIFIED))
     }
 
+    /// Whether a socket that is bound to `address` is for all that this is for. `dual_stack` says of one that is bound
+    /// to `[::]` that it is for IPv4 too.
+    pub(crate) fn lies_within(&self, address: IpAddr, dual_stack: bool) -> bool {
+        fn within<T: PartialEq>(ours: Option<T>, theirs: Option<T>, any: T) -> bool {
+            ours.is_none_or(|ours| theirs.is_some_and(|theirs| theirs == ours || theirs == any))
+        }
+        let theirs = Self { v6only: !dual_stack, ..Self::reusable(address, self.port) };
+        within(self.ipv4(), theirs.ipv4(), Ipv4Addr::UNSPECIFIED)
+            && within(self.ipv6(), theirs.ipv6(), Ipv6Addr::UNSPECIFIED)
+    }
+
     /// What it is for in IPv4: a dual-stack `[::]` is for all of it.
     fn ipv4(&self) -> Option<Ipv4Addr> {
         match self.address {

@@ -1,5 +1,6 @@
 //! What the hooks have in common.
 
+use aya::programs::tp_btf::BtfTracePointLinkId;
 use aya::programs::{
     BtfTracePoint, FEntry, FExit, Program, ProgramError, ProgramFd, RawTracePoint, TracePoint,
 };
@@ -22,6 +23,15 @@ pub(super) enum Hook {
     Raw { event: Event, program: &'static str },
     /// A kernel function and the programs on its entry and its exit.
     Function { function: Function, entry: Option<&'static str>, exit: &'static str },
+}
+
+/// What attaching leaves behind.
+#[derive(Debug, Default)]
+pub(super) struct Attached {
+    /// Where the kernel counts the runs that it skipped.
+    pub(super) misses: Vec<Misses>,
+    /// What a typed raw tracepoint is detached by.
+    pub(super) link: Option<BtfTracePointLinkId>,
 }
 
 pub(super) static SET_STATE: Hook = Hook::Typed {
@@ -97,10 +107,11 @@ impl Hook {
 
     /// Attaches the loaded programs of this kind. The links stay in `ebpf` and are
     /// detached when that is dropped.
-    pub(super) fn attach(&self, ebpf: &mut Ebpf, by: AttachedBy) -> Result<Vec<Misses>, BpfError> {
+    pub(super) fn attach(&self, ebpf: &mut Ebpf, by: AttachedBy) -> Result<Attached, BpfError> {
         let refused = |error| BpfError::sort("attach", self.subject(by), error);
         let misses = |fd: Result<&ProgramFd, ProgramError>| fd.ok().and_then(Misses::of);
-        Ok(match (self, by) {
+        let mut link_to_typed = None;
+        let all = match (self, by) {
             (Self::Tracepoint { event, raw, .. }, AttachedBy::Raw) => {
                 let program = self.program::<RawTracePoint>(ebpf, by, raw)?;
                 let _link = program.attach(event.name).map_err(refused)?;
@@ -108,7 +119,7 @@ impl Hook {
             }
             (Self::Typed { raw, .. }, AttachedBy::Raw) => {
                 let program = self.program::<BtfTracePoint>(ebpf, by, raw)?;
-                let _link = program.attach().map_err(refused)?;
+                link_to_typed = Some(program.attach().map_err(refused)?);
                 misses(program.fd()).into_iter().collect()
             }
             (
@@ -137,7 +148,21 @@ impl Hook {
                 }
                 all
             }
-        })
+        };
+        Ok(Attached { misses: all, link: link_to_typed })
+    }
+
+    /// Detaches the program from a typed raw tracepoint. It stays loaded, and can be attached again.
+    pub(super) fn detach(&self, ebpf: &mut Ebpf, link: BtfTracePointLinkId) -> Result<(), BpfError> {
+        let by = AttachedBy::Raw;
+        let refused = |error| BpfError::sort("detach", self.subject(by), error);
+        match self {
+            Self::Typed { raw, .. } => {
+                self.program::<BtfTracePoint>(ebpf, by, raw)?.detach(link).map_err(refused)
+            }
+            // Nobody else has such a link.
+            _ => Ok(()),
+        }
     }
 
     fn subject(&self, by: AttachedBy) -> String {

@@ -1,6 +1,6 @@
 //! The fixed order: globals → load → fill maps → attach.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::{self, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::{Btf, Ebpf, include_bytes_aligned};
@@ -183,8 +183,11 @@ impl Attempt {
         let log = if options.log { log::take(&mut ebpf).map_err(alone)? } else { None };
         let mut bpf = self.fill(ebpf, options, log).map_err(alone)?;
         for &hook in &self.hooks {
-            let misses = hook.attach(&mut bpf.ebpf, self.by).map_err(|error| (Some(hook), error))?;
-            bpf.misses.extend(misses);
+            let attached = hook.attach(&mut bpf.ebpf, self.by).map_err(|error| (Some(hook), error))?;
+            bpf.misses.extend(attached.misses);
+            if *hook == SET_STATE {
+                bpf.state_link = attached.link;
+            }
         }
         // The others do not depend on it.
         match self.owners.and_then(|_| OwnerLookup::take(&mut bpf.ebpf, &numbers)) {
@@ -228,12 +231,18 @@ impl Attempt {
                 map::WATCHED,
             )?,
             ports: take::<maps::Array<MapData, u64>>(&mut ebpf, map::PORTS)?,
+            known: take::<maps::HashMap<MapData, u64, Plain<guard_common::WatchKey>>>(&mut ebpf, map::KNOWN)?,
             owners: take::<maps::HashMap<MapData, u32, u32>>(&mut ebpf, map::OWNERS)?,
             lost: take::<PerCpuArray<MapData, [u64; LostReason::ALL.len()]>>(&mut ebpf, map::LOST)?,
             misses: Vec::new(),
             malformed: 0,
             watches: BTreeMap::new(),
             namespaces: self.settings.net_inum != 0,
+            may_rest: self.by == AttachedBy::Raw
+                && self.settings.observe_release == 1
+                && self.settings.sock_cookie != 0,
+            state_link: None,
+            entered: BTreeSet::new(),
             losses: self.losses.clone(),
             attached_by: self.by,
             why_classic: None,

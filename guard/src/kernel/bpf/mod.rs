@@ -25,6 +25,7 @@ mod numbered;
 #[cfg(test)]
 pub(crate) mod refusal;
 mod rehearsal;
+mod rest;
 mod sched_process_exit;
 mod settings;
 mod task_file;
@@ -33,12 +34,13 @@ mod tcp_destroy_sock;
 pub(crate) mod tests;
 mod tracefs;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf};
+use aya::programs::tp_btf::BtfTracePointLinkId;
 use guard_common::{WatchKey, map, watch};
 use guard_core::model::{NetnsInode, Port, Tgid};
 use tracing::trace;
@@ -52,6 +54,7 @@ pub use log::BpfLog;
 pub use loss::Loss;
 pub use lost::Lost;
 pub use rehearsal::{may_hook_functions, tracefs};
+pub use rest::KnownListener;
 pub use task_file::{Descriptor, OwnerLookup};
 pub use tracefs::TracefsError;
 
@@ -143,14 +146,21 @@ pub struct Bpf {
     events: RingBuf<MapData>,
     watched: HashMap<MapData, Plain<WatchKey>, u32>,
     ports: Array<MapData, u64>,
+    known: HashMap<MapData, u64, Plain<WatchKey>>,
     owners: HashMap<MapData, u32, u32>,
     lost: PerCpuArray<MapData, [u64; LostReason::ALL.len()]>,
     misses: Vec<lost::Misses>,
     malformed: u64,
     /// What `watched` holds: the kernel's copy is never read back.
     watches: BTreeMap<WatchKey, u32>,
+    /// The cookies in `known`.
+    entered: BTreeSet<u64>,
     /// The programs can tell network namespaces apart.
     namespaces: bool,
+    /// [`Bpf::rest`] is possible here.
+    may_rest: bool,
+    /// By which the program on state changes is attached, where it can be detached.
+    state_link: Option<BtfTracePointLinkId>,
     losses: Vec<Loss>,
     attached_by: AttachedBy,
     why_classic: Option<String>,

@@ -67,6 +67,7 @@ impl<W: Witness> Engine<W> {
         let Some(gate) = standing.gate.take() else { return };
         let at = now();
         let since = standing.began.unwrap_or(at);
+        standing.see(&gate);
         self.witness.looked(&standing.service, &gate, self.doors.observer.tier(), since, at);
         let claims = gate.holders().iter().filter(|holder| !holder.lingers());
         let owners: Vec<ProcessId> = claims.flat_map(|holder| &holder.owners).map(|owner| owner.id).collect();

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use guard_core::conflict::excludes_others;
 use guard_core::gate::Gate;
-use guard_core::model::{Instant, Port, ProcessId, Unit};
+use guard_core::model::{Instant, Port, ProcessId, SocketCookie, Unit};
 use tokio::sync::oneshot;
 
 use super::service::Service;
@@ -38,6 +39,8 @@ pub(super) struct Standing {
     pub(super) unit: Option<Box<Unit>>,
     /// Who listens, as far as is known: their exits are told.
     pub(super) owners: BTreeSet<ProcessId>,
+    /// The listeners beside which nobody else can begin to listen on any of its endpoints, as the last look found them.
+    pub(super) alone: Option<Box<[(SocketCookie, Port)]>>,
     /// Who waits for the look under way, and for the one after it.
     served: Vec<oneshot::Sender<()>>,
     asked: Vec<oneshot::Sender<()>>,
@@ -56,6 +59,7 @@ impl Standing {
             not_before: None,
             unit: None,
             owners: BTreeSet::new(),
+            alone: None,
             served: Vec::new(),
             asked: Vec::new(),
         }
@@ -95,6 +99,21 @@ impl Standing {
         self.began = Some(now);
         self.outdated = false;
         self.served.append(&mut self.asked);
+    }
+
+    /// What the look that was under way shows of who listens.
+    pub(super) fn see(&mut self, gate: &Gate) {
+        let sockets = || gate.holders().iter().map(|judged| &judged.holder.socket);
+        let of = |spec| {
+            let listener = sockets().find(|socket| excludes_others(socket, spec))?;
+            Some((listener.cookie?, listener.port))
+        };
+        self.alone = self.service.endpoints.iter().map(of).collect();
+    }
+
+    /// Nothing happens to it that its listeners' end would not tell.
+    pub(super) fn is_calm(&self) -> bool {
+        !self.outdated && self.alone.is_some()
     }
 
     /// The look that was under way has ended.

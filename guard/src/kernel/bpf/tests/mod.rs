@@ -7,6 +7,7 @@ mod measure;
 mod measure_owners;
 pub(crate) mod owners;
 mod processes;
+mod rest;
 mod sockets;
 
 use std::time::Duration;
