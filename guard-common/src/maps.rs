@@ -2,7 +2,7 @@ use core::mem::{offset_of, size_of};
 
 /// Watched (network namespace, port) pairs at most.
 pub const WATCHED_ENTRIES: u32 = 4096;
-/// Listeners known by their cookie at most: as many as there are watched ports, each for two address families.
+/// Listeners known by their cookie at most. Where there are more of them, the guard does not rest.
 pub const KNOWN_ENTRIES: u32 = 2 * WATCHED_ENTRIES;
 /// Listeners between the end of LISTEN and their release at most. One that was
 /// shut down and is kept open stays remembered, so this is not about time.

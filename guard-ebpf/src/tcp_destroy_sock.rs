@@ -31,6 +31,9 @@ fn pg_raw_destroy(ctx: BtfTracePointContext) {
     let watched =
         if number == 0 { !sock.has_peer() || port_is_watched(CONNECTIONS) } else { port_is_watched(number) };
     if watched {
+        if !sock.has_peer() {
+            end_of_known(ctx.as_ptr());
+        }
         of_watched(ctx.as_ptr());
     }
 }
@@ -44,27 +47,27 @@ fn of_watched(ctx: *mut c_void) {
     // Whoever has its port and a peer may have listened before.
     // SAFETY: only the presence matters.
     let left_listen = || unsafe { maps::CLOSING.get(sock) }.is_some();
-    let ends_known = || !Typed(sock as *const u8).has_peer() && end_of_known(ctx.as_ptr());
-    if !left_listen() && !ends_known() && !port_is_watched(CONNECTIONS) {
+    if !port_is_watched(CONNECTIONS) && !left_listen() {
         return;
     }
     settle(address::<ARG_SK>(&ctx).and_then(|sk| try_destroy_sock(&ctx, &Sock(sk))));
 }
 
 /// While no program is on `inet_sock_set_state`, nothing was told of the end of LISTEN, nor remembered: both is made up
-/// for here, for a listener that the guard has entered. Says whether it was one.
+/// for here, for a listener that the guard has entered. Not called by [`of_watched`], so that their stacks do not add up.
 #[inline(never)]
-fn end_of_known(ctx: *mut c_void) -> bool {
+fn end_of_known(ctx: *mut c_void) {
     let ctx = BtfTracePointContext::new(ctx);
-    let Ok(sk) = address::<ARG_SK>(&ctx) else {
-        return false;
-    };
-    // SAFETY: the value is copied at once; the guard enters no cookie twice.
-    let Some(key) = (unsafe { maps::KNOWN.get(cookie(sk)) }).copied() else {
-        return false;
-    };
-    settle(report_end_of_listen(&Sock(sk), key));
-    true
+    // SAFETY: the guard compared the number of arguments with BTF; and of `CLOSING` only the presence matters.
+    let told = unsafe { maps::CLOSING.get(argument::<ARG_SK>(&ctx)) }.is_some();
+    if told {
+        return;
+    }
+    settle(address::<ARG_SK>(&ctx).and_then(|sk| {
+        // SAFETY: the value is copied at once, and the guard changes none that is there.
+        let key = unsafe { maps::KNOWN.get(cookie(sk)) }.copied().ok_or(Skip::Unrelated)?;
+        report_end_of_listen(&Sock(sk), key)
+    }));
 }
 
 #[tracepoint]

@@ -189,8 +189,8 @@ impl Sidecar {
         document
     }
 
-    /// Whether one of its BPF programs is loaded and attached to nothing: all its services listen, and it has been calm
-    /// for a while.
+    /// Whether one of its BPF programs is loaded and attached to nothing (raw tracepoints: classic ones may have no
+    /// links): all its services listen, and it has been calm for a while.
     pub fn rests(&self) -> bool {
         let ids = bpf_ids(self.child.id.pid);
         let count = |of: fn(&BpfId) -> bool| ids.iter().filter(|id| of(id)).count();

@@ -12,7 +12,7 @@ use tracing::{debug, trace, warn};
 
 use super::MOST_AT_ONCE;
 use super::losers::Losers;
-use crate::kernel::bpf::{Bpf, BpfError, BpfLog, Event, KnownListener, Lost};
+use crate::kernel::bpf::{Bpf, BpfError, BpfLog, Event, Lost};
 
 /// The loaded programs and their ring buffer.
 pub(super) struct EbpfSource {
@@ -29,7 +29,7 @@ pub(super) struct EbpfSource {
     cold: bool,
     /// More may be waiting than was taken at once.
     behind: bool,
-    /// The kernel refused to let it rest.
+    /// It could not rest when it last tried.
     restless: bool,
 }
 
@@ -81,24 +81,21 @@ impl EbpfSource {
         &mut self.bpf.get_mut().0
     }
 
-    /// Whether [`EbpfSource::rest`] would change anything.
+    /// Whether [`Bpf::rest`] would change anything.
     pub(super) fn may_rest(&self) -> bool {
         let bpf = &self.bpf.get_ref().0;
         bpf.may_rest() && !bpf.rests() && !self.restless
     }
 
-    /// Only the end of these listeners is to be told.
-    pub(super) fn rest(&mut self, listeners: &[KnownListener]) -> Result<(), BpfError> {
-        let rested = self.bpf().rest(listeners);
-        self.restless = rested.is_err();
-        rested
+    /// It cannot rest, and is not to try again before it has been woken up.
+    pub(super) const fn stay_awake(&mut self) {
+        self.restless = true;
     }
 
-    /// Everything is to be told again; says whether it was not.
-    pub(super) fn wake(&mut self) -> Result<bool, BpfError> {
-        let rested = self.bpf().rests();
-        self.bpf().wake()?;
-        Ok(rested)
+    /// Everything is to be told again.
+    pub(super) fn wake(&mut self) -> Result<(), BpfError> {
+        self.restless = false;
+        self.bpf().wake()
     }
 
     /// This process is gone.

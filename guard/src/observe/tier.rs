@@ -399,22 +399,19 @@ impl Observer {
         let Source::Ebpf(ebpf) = &mut self.source else { return };
         let rested = netns::current().map_err(TierError::from).and_then(|netns| {
             let known = |&(cookie, port): &(SocketCookie, Port)| KnownListener { cookie, netns, port };
-            Ok(ebpf.rest(&listeners.iter().map(known).collect::<Vec<_>>())?)
+            Ok(ebpf.bpf().rest(&listeners.iter().map(known).collect::<Vec<_>>())?)
         });
         if let Err(error) = rested {
             debug!(%error, "every connection goes on costing what it does");
+            ebpf.stay_awake();
         }
     }
 
-    /// Everything is worth a fact again; says whether it was not before. Then a look has to follow.
-    pub fn wake(&mut self) -> bool {
-        let Source::Ebpf(ebpf) = &mut self.source else { return false };
-        match ebpf.wake() {
-            Ok(rested) => rested,
-            Err(error) => {
-                self.step_down(error.to_string());
-                true
-            }
+    /// Everything is worth a fact again. Looks that begin afterwards show what none told of.
+    pub fn wake(&mut self) {
+        let Source::Ebpf(ebpf) = &mut self.source else { return };
+        if let Err(error) = ebpf.wake() {
+            self.step_down(error.to_string());
         }
     }
 
@@ -546,6 +543,7 @@ fn load(watches: &[Watch], owners: &OwnerSource, tuning: Tuning) -> Result<Bpf, 
         failed_binds: if tuning.standing { FailedBinds::WhereCheap } else { FailedBinds::AtAnyCost },
         ring_bytes,
         log: cfg!(debug_assertions),
+        may_rest: tuning.standing,
         ..defaults
     };
     // The C library keeps some of what a thread has freed for that thread, until it ends.

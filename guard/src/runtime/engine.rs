@@ -179,8 +179,9 @@ impl<W: Witness> Engine<W> {
         loop {
             // Only a run is in a hurry. Whoever merely watches keeps nobody from a processor.
             haste.set(!self.runs.is_empty());
-            self.rest_or_wake();
+            self.wake_unless_calm();
             self.work()?;
+            self.rest_if_calm();
             // Now that the run's first look is under way: whoever is told first takes the processor from it.
             for (reply, ticket) in self.tickets.drain(..) {
                 // Whoever went away needs no answer.

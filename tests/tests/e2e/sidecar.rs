@@ -1,5 +1,7 @@
 //! The sidecar: what it knows, what it does when it is asked, and what becomes of it.
 
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::AsRawFd;
 use std::process::Command;
 
 use guard_tests::child::Child;
@@ -8,6 +10,7 @@ use guard_tests::schema::check;
 use guard_tests::sidecar::{event, service};
 use guard_tests::{DEADLINE, Portguard, Sidecar, Tier, World, each_tier, stays, wait_until};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{Shutdown, shutdown};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -22,6 +25,7 @@ each_tier!(
     the_gate_opens_for_whoever_waits,
     many_services_at_once,
     after_a_calm_all_is_told_as_ever,
+    a_listener_that_is_shut_down_at_rest_is_noticed_by_whoever_asks,
     reloads_during_a_run,
     learns_again_after_it_was_killed
 );
@@ -321,6 +325,26 @@ fn after_a_calm_all_is_told_as_ever(world: &World) {
         told("a free port", &verdict("free"));
         assert!(wait_until(DEADLINE, || !sidecar.rests()), "round {round}: it rests although nobody listens");
     }
+}
+
+/// Nobody tells of it, and it must not go on for long: whoever listens in its place later is told of again.
+fn a_listener_that_is_shut_down_at_rest_is_noticed_by_whoever_asks(world: &World) {
+    let port = world.port();
+    let first = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("a listener");
+    let sidecar = Sidecar::start(world, "", &service("web", port, None, ""));
+    let follower = sidecar.follow(&[]);
+    let becomes = |word: &str| wait_until(DEADLINE, || sidecar.verdict("web") == word);
+    let comes_to_rest = || world.tier != Tier::Ebpf || wait_until(DEADLINE, || sidecar.rests());
+    assert!(becomes("busy") && comes_to_rest());
+    shutdown(first.as_raw_fd(), Shutdown::Read).expect("no listener any more");
+    assert!(becomes("free"));
+    assert!(wait_until(DEADLINE, || !sidecar.rests()), "it rests although nobody listens");
+    // The first one is still bound: with SO_REUSEADDR, which both have, that is in nobody's way.
+    let _second = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("another listener");
+    if world.tier == Tier::Ebpf {
+        event(&follower, "another listener", |event| event["type"] == "listener_opened");
+    }
+    assert!(becomes("busy") && comes_to_rest());
 }
 
 fn reloads_during_a_run(world: &World) {

@@ -216,6 +216,9 @@ impl Attempt {
             .override_global(symbol::SETTINGS, &settings, true)
             .override_global(symbol::OWNER_OFFSETS, &offsets, true)
             .map_max_entries(map::EVENTS, options.ring_bytes);
+        if !options.may_rest {
+            loader.map_max_entries(map::KNOWN, 1);
+        }
         if !options.log {
             loader.override_global(log::LEVEL, &0u8, false);
         }
@@ -238,7 +241,8 @@ impl Attempt {
             malformed: 0,
             watches: BTreeMap::new(),
             namespaces: self.settings.net_inum != 0,
-            may_rest: self.by == AttachedBy::Raw
+            may_rest: options.may_rest
+                && self.by == AttachedBy::Raw
                 && self.settings.observe_release == 1
                 && self.settings.sock_cookie != 0,
             state_link: None,
@@ -272,6 +276,7 @@ pub(super) fn owner_lookup(types: &KernelTypes) -> Result<OwnerLookup, BpfError>
         .override_global(symbol::OWNER_OFFSETS, &offsets, true)
         .override_global(log::LEVEL, &0u8, false)
         .map_max_entries(map::EVENTS, SMALLEST_PAGE)
+        .map_max_entries(map::KNOWN, 1)
         .load(OBJECT)
         .map_err(|error| BpfError::sort("load", "the embedded BPF object", error))?;
     OwnerLookup::take(&mut ebpf, &numbered(&[types.target()])?)

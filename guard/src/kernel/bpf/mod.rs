@@ -117,13 +117,15 @@ pub struct BpfOptions {
     /// Whether failed binds are reported; they need nothing else of these options
     /// but that their port is watched. Where they cannot be, that is a [`Loss`].
     pub failed_binds: FailedBinds,
+    /// [`Bpf::rest`] shall be possible, which takes some 600 KiB of kernel memory.
+    pub may_rest: bool,
     /// Let the programs of a development build log; see [`Bpf::take_log`].
     pub log: bool,
 }
 
 impl Default for BpfOptions {
     /// Raw tracepoints if possible, nothing watched, 256 KiB (about 2,500 events),
-    /// no failed binds, no log.
+    /// no failed binds, no rest, no log.
     fn default() -> Self {
         Self {
             attach: AttachBy::Auto,
@@ -131,6 +133,7 @@ impl Default for BpfOptions {
             owners: Vec::new(),
             ring_bytes: 256 * 1024,
             failed_binds: FailedBinds::Unseen,
+            may_rest: false,
             log: false,
         }
     }

@@ -1,7 +1,7 @@
-//! Doing without the program on state changes, which a connection passes through a dozen times.
+//! Doing without the program on state changes, which runs ten times for a connection between two sockets of the machine.
 //!
 //! Of a port on which somebody listens, and nobody else can begin to, nothing is to be told but the end of that
-//! listener. Its destruction tells it, which is one run of a program for each end of a connection.
+//! listener. Its destruction tells it, by a program that runs once for each end of a connection.
 
 use std::collections::BTreeSet;
 
@@ -23,7 +23,7 @@ pub struct KnownListener {
 }
 
 impl Bpf {
-    /// Whether [`Bpf::rest`] is possible: with raw tracepoints, whose programs are detached in no time, and where
+    /// Whether [`Bpf::rest`] is possible: where the options allow it, with raw tracepoints, whose programs are detached in no time, and where
     /// the programs can tell sockets apart by their cookies.
     pub const fn may_rest(&self) -> bool {
         self.may_rest
@@ -42,7 +42,8 @@ impl Bpf {
     ///
     /// # Errors
     ///
-    /// When the kernel refuses, for example because they are too many. Then everything is reported as before.
+    /// When the kernel refuses to take them, for example because they are too many: then everything is reported as
+    /// before.
     pub fn rest(&mut self, listeners: &[KnownListener]) -> Result<(), BpfError> {
         if !self.may_rest {
             return Ok(());
@@ -56,8 +57,8 @@ impl Bpf {
 
     /// Reports everything again. Take a snapshot afterwards of what may have begun to listen meanwhile.
     ///
-    /// Takes some 130 µs (6.18), and up to 15 ms right after [`Bpf::rest`], when the kernel has to wait for those who
-    /// may still be in the tracepoint.
+    /// Takes some 130 µs (6.18). Right after [`Bpf::rest`], when the kernel has to wait for those who may still be in
+    /// the tracepoint, up to 15 ms on an idle machine.
     ///
     /// # Errors
     ///
@@ -78,6 +79,10 @@ impl Bpf {
         }
         self.entered.retain(|cookie| wanted.contains(cookie));
         for listener in listeners {
+            // An update would change the entry beside a program that reads it.
+            if self.entered.contains(&listener.cookie.0) {
+                continue;
+            }
             let key = self.key(listener.netns, listener.port);
             self.known.insert(listener.cookie.0, Plain(key), 0).map_err(failed)?;
             self.entered.insert(listener.cookie.0);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use guard_core::model::Instant;
 
+use super::standing::Standing;
 use super::{Engine, Witness};
 use crate::runtime::now;
 
@@ -11,23 +12,21 @@ use crate::runtime::now;
 const CALM: Duration = Duration::from_secs(1);
 
 impl<W: Witness> Engine<W> {
-    /// Goes to rest when everything has been calm for a while, and wakes up when it is not. Called before looks begin:
-    /// they show what nobody told of in between.
-    pub(super) fn rest_or_wake(&mut self) {
+    /// Wakes up when there is a reason. Called before looks begin: they show what nobody told of in between.
+    pub(super) fn wake_unless_calm(&mut self) {
         if !self.is_calm() {
-            self.rest_at = None;
             self.doors.observer.wake();
-        } else if !self.doors.observer.may_rest() {
+        }
+    }
+
+    /// Goes to rest when everything has been calm for a while. Called when all that is known was taken in.
+    pub(super) fn rest_if_calm(&mut self) {
+        if !self.is_calm() || !self.doors.observer.may_rest() {
             self.rest_at = None;
         } else if *self.rest_at.get_or_insert_with(|| now() + CALM) <= now() {
             self.rest_at = None;
-            let listeners: Vec<_> = self
-                .services
-                .values()
-                .filter_map(|standing| standing.alone.as_deref())
-                .flatten()
-                .copied()
-                .collect();
+            let alone = self.services.values().filter_map(|standing| standing.alone.as_deref());
+            let listeners: Vec<_> = alone.flatten().copied().collect();
             self.doors.observer.rest(&listeners);
         }
     }
@@ -38,6 +37,6 @@ impl<W: Witness> Engine<W> {
     }
 
     fn is_calm(&self) -> bool {
-        self.runs.is_empty() && self.services.values().all(super::standing::Standing::is_calm)
+        self.runs.is_empty() && self.services.values().all(Standing::is_calm)
     }
 }

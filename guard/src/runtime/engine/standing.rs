@@ -97,21 +97,27 @@ impl Standing {
     pub(super) fn begin(&mut self, gate: Gate, now: Instant) {
         self.gate = Some(Box::new(gate));
         self.began = Some(now);
-        self.outdated = false;
+        if std::mem::take(&mut self.outdated) {
+            self.alone = None;
+        }
         self.served.append(&mut self.asked);
     }
 
-    /// What the look that was under way shows of who listens.
+    /// What the look that was under way shows of who listens. Where it is somebody else and nobody told of that, another
+    /// look has to follow when everything is told again.
     pub(super) fn see(&mut self, gate: &Gate) {
         let sockets = || gate.holders().iter().map(|judged| &judged.holder.socket);
         let of = |spec| {
             let listener = sockets().find(|socket| excludes_others(socket, spec))?;
             Some((listener.cookie?, listener.port))
         };
-        self.alone = self.service.endpoints.iter().map(of).collect();
+        let alone = self.service.endpoints.iter().map(of).collect();
+        self.outdated |= self.alone.is_some() && self.alone != alone;
+        self.alone = alone;
     }
 
-    /// Nothing happens to it that its listeners' end would not tell.
+    /// Nothing happens to it that its listeners' end would not tell, as far as the last look goes: one that was asked for
+    /// by a client contradicts nothing before it has ended.
     pub(super) fn is_calm(&self) -> bool {
         !self.outdated && self.alone.is_some()
     }
@@ -123,5 +129,54 @@ impl Standing {
             // Whoever went away needs no answer.
             let _gone = waiter.send(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use guard_core::gate::{Budgets, Goal};
+    use guard_core::model::BindSpec;
+    use guard_core::policy::Rules;
+
+    use super::*;
+    use crate::runtime::{asker, engine::plan};
+
+    /// Symptom: a sidecar went to rest while it was still looking at who had come in a closed listener's place.
+    #[test]
+    fn nobody_rests_while_a_contradicted_look_is_repeated() {
+        let port = Port::new(18789).expect("not zero");
+        let service = Arc::new(Service {
+            name: "web".into(),
+            endpoints: vec![BindSpec::node_default(port)],
+            rules: Arc::new(Rules::default),
+            drain: None,
+            timeout: None,
+            port_only: false,
+            evict: false,
+            start: None,
+            start_budget: Duration::from_secs(1),
+        });
+        let budgets = Budgets { total: None, ..service.budgets(None) };
+        let recheck = Duration::from_secs(1);
+        let look = || {
+            let plan = plan(&service, Goal::Look, budgets, recheck, asker::bystander(), Rules::default());
+            Gate::new(plan, Instant::from_nanos(1))
+        };
+        let mut standing = Standing::new(Arc::clone(&service));
+        assert!(!standing.is_calm());
+        (standing.outdated, standing.alone) = (false, Some([(SocketCookie(7), port)].into()));
+        // A client's question is no contradiction.
+        standing.begin(look(), Instant::from_nanos(1));
+        assert!(standing.is_calm());
+        standing.outdated = true;
+        standing.begin(look(), Instant::from_nanos(2));
+        assert!(!standing.is_calm());
+        // Nobody told that this listener is gone.
+        standing.alone = Some([(SocketCookie(7), port)].into());
+        standing.see(&look());
+        assert!(standing.outdated && standing.alone.is_none());
+        (standing.outdated, standing.alone) = (false, None);
+        standing.see(&look());
+        assert!(!standing.outdated, "as it was: to look again would show the same");
     }
 }

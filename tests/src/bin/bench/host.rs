@@ -82,7 +82,8 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
          it keeps to one processor",
         "throughput, of that with nothing attached: the slice right after the watcher's end is the measure of the last one \
          before it, since a shared processor's speed changes within seconds. A slice counts as the fastest tenth of its \
-         batches of 250 connections: interruptions, of which a virtual machine has many, are nobody's cost",
+         batches of 250 connections: interruptions, of which a virtual machine has many, are nobody's cost. Nothing \
+         (control) has no end that the kernel would have to clear up after",
         "tcpstates prints a line for every change of state, as it does for its users",
         "the empty programs are on inet_sock_set_state and tcp_destroy_sock: less than they cost no program there can. \
          portguard's do more, and may be on other hooks besides: those listed with their runs per connection",

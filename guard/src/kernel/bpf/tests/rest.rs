@@ -19,9 +19,12 @@ fn known(port: Port) -> KnownListener {
 }
 
 impl Watcher {
-    /// Which reports all that happens on `port`, by raw tracepoints.
-    fn raw(test: &str, port: Port) -> Option<Self> {
-        Self::watching(test, AttachBy::Raw, listeners(port))
+    /// Which may rest, unless tracepoints are classic.
+    fn restful(test: &str, attach: AttachBy, ports: &[Watch]) -> Option<Self> {
+        Self::load(
+            test,
+            &BpfOptions { attach, ports: ports.to_vec(), may_rest: true, ..BpfOptions::default() },
+        )
     }
 
     fn rests_beside(&mut self, listeners: &[KnownListener]) {
@@ -39,7 +42,7 @@ fn a_known_listener_is_told_of_by_its_destruction() {
         for (address, chosen) in [("127.0.0.1", false), ("::1", false), ("::", false), ("127.0.0.1", true)] {
             let wanted = (!chosen).then(free_port);
             let (fd, port) = try_bound(address, wanted, REUSE).unwrap();
-            let Some(mut watcher) = Watcher::raw(NAME, port) else { return };
+            let Some(mut watcher) = Watcher::restful(NAME, AttachBy::Raw, &[listeners(port)]) else { return };
             listen(&fd, Backlog::new(1).unwrap()).unwrap();
             watcher.until("LISTEN", |seen| seen.len() == 1);
             watcher.rests_beside(&[known(port)]);
@@ -71,7 +74,7 @@ fn only_the_known_listener_is_told_of() {
     netns(NAME, || {
         let (fd, port) = bound("127.0.0.1", Some(free_port()), REUSE);
         listen(&fd, Backlog::new(CHILDREN as i32).unwrap()).unwrap();
-        let Some(mut watcher) = Watcher::raw(NAME, port) else { return };
+        let Some(mut watcher) = Watcher::restful(NAME, AttachBy::Raw, &[listeners(port)]) else { return };
         watcher.rests_beside(&[known(port)]);
         // Another address, a bound socket, connections that come and go, and some that nobody accepts.
         drop(listening("127.0.0.2", Some(port), REUSE));
@@ -88,12 +91,8 @@ fn the_end_of_connections_is_told_of_as_ever() {
     const NAME: &str = "the_end_of_connections_is_told_of_as_ever";
     netns(NAME, || {
         let port = free_port();
-        let options = BpfOptions {
-            attach: AttachBy::Raw,
-            ports: vec![Watch { connections: true, ..listeners(port) }],
-            ..BpfOptions::default()
-        };
-        let Some(mut watcher) = Watcher::load(NAME, &options) else { return };
+        let watch = Watch { connections: true, ..listeners(port) };
+        let Some(mut watcher) = Watcher::restful(NAME, AttachBy::Raw, &[watch]) else { return };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port.get())).unwrap();
         watcher.until("LISTEN", |seen| seen.len() == 1);
         watcher.rests_beside(&[known(port)]);
@@ -113,12 +112,8 @@ fn whoever_is_known_no_longer_ends_in_silence() {
     const NAME: &str = "whoever_is_known_no_longer_ends_in_silence";
     netns(NAME, || {
         let (first, second) = (free_port(), free_port());
-        let options = BpfOptions {
-            attach: AttachBy::Raw,
-            ports: vec![listeners(first), listeners(second)],
-            ..BpfOptions::default()
-        };
-        let Some(mut watcher) = Watcher::load(NAME, &options) else { return };
+        let ports = [listeners(first), listeners(second)];
+        let Some(mut watcher) = Watcher::restful(NAME, AttachBy::Raw, &ports) else { return };
         let (one, other) =
             (listening("127.0.0.1", Some(first), REUSE).0, listening("127.0.0.1", Some(second), REUSE).0);
         watcher.until("two listeners", |seen| seen.len() == 2);
@@ -137,7 +132,7 @@ fn classic_tracepoints_do_not_rest() {
     const NAME: &str = "classic_tracepoints_do_not_rest";
     netns(NAME, || {
         let port = free_port();
-        let Some(mut watcher) = Watcher::watching(NAME, AttachBy::Classic, listeners(port)) else { return };
+        let Some(mut watcher) = Watcher::restful(NAME, AttachBy::Classic, &[listeners(port)]) else { return };
         assert!(!watcher.bpf.may_rest());
         let fd = listening("127.0.0.1", Some(port), REUSE).0;
         watcher.bpf.rest(&[known(port)]).unwrap();
