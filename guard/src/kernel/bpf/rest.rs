@@ -23,8 +23,8 @@ pub struct KnownListener {
 }
 
 impl Bpf {
-    /// Whether [`Bpf::rest`] is possible: where the options allow it, with raw tracepoints, whose programs are detached in no time, and where
-    /// the programs can tell sockets apart by their cookies.
+    /// Whether [`Bpf::rest`] is possible: where the options allow it, with raw tracepoints, whose programs are detached
+    /// in no time, and where the programs can tell sockets apart by their cookies.
     pub const fn may_rest(&self) -> bool {
         self.may_rest
     }

@@ -107,7 +107,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         rounds(bench, bench.rounds(100, minutes(4), Duration::ZERO), &scenarios[..1], &subjects)?;
     }
     subjects.extend(waiting.iter().map(|(peer, program)| Subject::Peer(peer, program)));
-    rounds(bench, bench.rounds(200, minutes(5), Duration::from_secs(18)), &scenarios, &subjects)?;
+    rounds(bench, bench.rounds(200, minutes(5), Duration::from_secs(12)), &scenarios, &subjects)?;
     if bench.smoke {
         return Ok(());
     }
@@ -116,7 +116,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     subjects.extend(ending.iter().map(|(peer, program)| Subject::Peer(peer, program)));
     let killed = |scenario: &&Scenario| scenario.let_go == LetGo::Killed && (scenario.quick || !bench.quick);
     let scenarios: Vec<&Scenario> = scenarios.into_iter().filter(killed).collect();
-    rounds(bench, bench.rounds(30, minutes(3), Duration::from_secs(12)), &scenarios, &subjects)
+    rounds(bench, bench.rounds(30, minutes(3), Duration::from_secs(6)), &scenarios, &subjects)
 }
 
 const fn minutes(minutes: u64) -> Duration {

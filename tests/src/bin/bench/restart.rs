@@ -69,7 +69,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     let undisturbed = undisturbed(bench, &subjects);
     let _the_same = Processor::set_aside()?;
     undisturbed?;
-    let mut rounds = bench.rounds(50, Duration::from_secs(210), Duration::from_secs(24));
+    let mut rounds = bench.rounds(50, Duration::from_secs(210), Duration::from_secs(14));
     while let Some(round) = rounds.next_round() {
         SAMPLES.progress(&format!("round {round}"))?;
         for (kind, on_term) in KINDS.iter().take(if bench.smoke { 1 } else { KINDS.len() }) {
@@ -92,7 +92,7 @@ fn undisturbed(bench: &Bench, subjects: &[Subject<'_>]) -> Result<()> {
         .copied()
         .filter(|subject| !matches!(subject, Subject::Restart(_) | Subject::RestartClient(_)))
         .collect();
-    let mut rounds = bench.rounds(50, Duration::from_secs(75), Duration::from_secs(10));
+    let mut rounds = bench.rounds(50, Duration::from_secs(75), Duration::from_secs(6));
     while let Some(round) = rounds.next_round() {
         SAMPLES.progress(&format!("nobody spins, round {round}"))?;
         for subject in rounds.shuffled(&subjects) {
