@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime};
 
 use guard_core::follow::{Follow, follow};
 use guard_core::gate::{Action, Fact, Gate, Goal, Hint, Plan};
-use guard_core::model::{BindSpec, Instant, Port, ProcessId, StartTime, Tgid};
+use guard_core::model::{BindSpec, Instant, Port, ProcessId, StartTime, Tgid, Verdict};
 use guard_core::timeline::Entry;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId as TimerClock, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -392,7 +392,8 @@ impl Session {
             observer.upgrade();
         }
         let looked_since = self.looker.waits_since();
-        let of_lookup = looked_since.and_then(|since| Some(since + observer.help_look_after()?));
+        let in_use = || gate.verdicts().iter().any(|verdict| matches!(verdict, Verdict::Busy { .. }));
+        let of_lookup = looked_since.and_then(|since| Some(since + observer.help_look_after(in_use)?));
         if of_lookup.is_some_and(|due| due <= at) {
             observer.help_look();
         }

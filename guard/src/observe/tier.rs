@@ -280,9 +280,14 @@ impl Observer {
         }
     }
 
-    /// How long after the beginning of a look [`Observer::help_look`] pays; `None` where it would do nothing.
-    pub fn help_look_after(&self) -> Option<Duration> {
-        let after = || if procfs::processes() >= A_CROWD { A_LOOK_AT_NOBODY } else { A_BETTER_LOOKUP_PAYS };
+    /// How long after the beginning of a look [`Observer::help_look`] pays; `None` where it would do nothing. `in_use`
+    /// says whether the port is known to be: then the look will ask for owners.
+    pub fn help_look_after(&self, in_use: impl FnOnce() -> bool) -> Option<Duration> {
+        let after = || match procfs::processes() >= A_CROWD {
+            true if in_use() => Duration::ZERO,
+            true => A_LOOK_AT_NOBODY,
+            false => A_BETTER_LOOKUP_PAYS,
+        };
         self.may_help_look.then(after)
     }
 

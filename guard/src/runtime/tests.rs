@@ -137,9 +137,10 @@ fn in_a_crowd_a_look_is_helped_at_once() {
         let _entered = reactor.enter();
         let tuning = Tuning { poll_interval: POLL, event_buffer: None, standing: false };
         let start = |choice| Observer::start(choice, &[], tuning).unwrap().0;
-        assert_eq!(start(TierChoice::Auto).help_look_after(), Some(Duration::from_millis(2)));
+        let after = |in_use: bool| start(TierChoice::Auto).help_look_after(|| in_use);
+        assert_eq!([false, true].map(after), [Some(Duration::from_millis(2)), Some(Duration::ZERO)]);
         for tier in [Tier::Poll, Tier::Netlink] {
-            assert_eq!(start(TierChoice::Only(tier)).help_look_after(), None);
+            assert_eq!(start(TierChoice::Only(tier)).help_look_after(|| true), None);
         }
         drop(crowd);
     });

@@ -272,11 +272,14 @@ pub(super) fn owner_lookup(types: &KernelTypes) -> Result<OwnerLookup, BpfError>
     let types = types.owners()?;
     let offsets = Plain(types.here());
     let mut loader = loader();
+    // The kernel makes all entries of a hash along with it.
+    for unused in [map::KNOWN, map::WATCHED, map::CLOSING, map::LEAVING, map::OWNERS, map::LOSERS] {
+        loader.map_max_entries(unused, 1);
+    }
     let mut ebpf = loader
         .override_global(symbol::OWNER_OFFSETS, &offsets, true)
         .override_global(log::LEVEL, &0u8, false)
         .map_max_entries(map::EVENTS, SMALLEST_PAGE)
-        .map_max_entries(map::KNOWN, 1)
         .load(OBJECT)
         .map_err(|error| BpfError::sort("load", "the embedded BPF object", error))?;
     OwnerLookup::take(&mut ebpf, &numbered(&[types.target()])?)
