@@ -71,6 +71,11 @@ pub struct Found<const M: usize, const P: usize> {
     pub numbers: [Option<u32>; P],
 }
 
+impl<const M: usize, const P: usize> Found<M, P> {
+    /// Nothing was found.
+    pub const NOTHING: Self = Self { offsets: [None; M], parameters: [None; P], numbers: [None; P] };
+}
+
 /// Looks up `members`, and `functions` (the kernel's own, and typedefs of a
 /// pointer to a function), in the running kernel.
 ///
@@ -205,41 +210,60 @@ impl<'a> Types<'a> {
         Ok(this)
     }
 
-    /// Looks up `members`, and `functions` (typedefs of a pointer to a function).
+    /// Looks up `members`, and `functions` (the kernel's own, and typedefs of a pointer to a function).
     pub fn find<const M: usize, const P: usize>(
         &self,
         members: &[Member; M],
         functions: &[&str; P],
     ) -> Found<M, P> {
-        let mut found = Found { offsets: [None; M], parameters: [None; P], numbers: [None; P] };
-        let structures = Names::of(members.iter().map(|member| member.structure));
-        let callables = Names::of(functions.iter().copied());
+        self.find_both((members, functions), (&[], &[])).0
+    }
+
+    /// [`Types::find`] for two users at once: names lie scattered over megabytes, and to see each is what takes the time.
+    pub fn find_both<const M: usize, const P: usize, const N: usize, const Q: usize>(
+        &self,
+        first: (&[Member; M], &[&str; P]),
+        second: (&[Member; N], &[&str; Q]),
+    ) -> (Found<M, P>, Found<N, Q>) {
+        let structures = Names::of(first.0.iter().chain(second.0).map(|member| member.structure));
+        let callables = Names::of(first.1.iter().chain(second.1).copied());
+        let mut found = (Found::NOTHING, Found::NOTHING);
         for (number, (at, kind, name)) in (1..).zip(self.names()) {
             if kind == kind::STRUCT && structures.may_have(self.strings, name) {
-                for (slot, member) in found.offsets.iter_mut().zip(members) {
-                    if slot.is_none() && self.named(name, member.structure) {
-                        *slot = self.resolve(at, member.path, 0);
-                    }
-                }
+                self.note_members(at, name, first.0, &mut found.0.offsets);
+                self.note_members(at, name, second.0, &mut found.1.offsets);
             } else if matches!(kind, kind::TYPEDEF | kind::FUNC) && callables.may_have(self.strings, name) {
-                let slots = found.parameters.iter_mut().zip(&mut found.numbers);
-                for ((slot, its_number), function) in slots.zip(functions) {
-                    if slot.is_none() && self.named(name, function) {
-                        (*slot, *its_number) = (self.parameters(at), Some(number));
-                    }
-                }
+                self.note_functions(at, name, number, first.1, &mut found.0);
+                self.note_functions(at, name, number, second.1, &mut found.1);
             }
         }
         found
     }
 
-    /// The number of the function called `name`: by it, a program is told to
-    /// attach to the function.
-    pub fn function(&self, name: &str) -> Option<u32> {
-        let index =
-            self.names().position(|(_, kind, found)| kind == kind::FUNC && self.named(found, name))?;
-        // Types are numbered from 1; 0 is void.
-        u32::try_from(index + 1).ok()
+    /// Those of `members` that the structure at `at` has, which is called `name`.
+    fn note_members(&self, at: usize, name: u32, members: &[Member], offsets: &mut [Option<u32>]) {
+        for (slot, member) in offsets.iter_mut().zip(members) {
+            if slot.is_none() && self.named(name, member.structure) {
+                *slot = self.resolve(at, member.path, 0);
+            }
+        }
+    }
+
+    /// That one of `functions` that is type `number` at `at`, which is called `name`.
+    fn note_functions<const M: usize, const P: usize>(
+        &self,
+        at: usize,
+        name: u32,
+        number: u32,
+        functions: &[&str; P],
+        found: &mut Found<M, P>,
+    ) {
+        let slots = found.parameters.iter_mut().zip(&mut found.numbers);
+        for ((slot, its_number), function) in slots.zip(functions) {
+            if slot.is_none() && self.named(name, function) {
+                (*slot, *its_number) = (self.parameters(at), Some(number));
+            }
+        }
     }
 
     /// Size in bytes of the structure called `name`.

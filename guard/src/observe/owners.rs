@@ -10,7 +10,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use guard_core::model::{Ancestor, Process, ProcessId, SocketInode, Tgid, Unseen};
 use tracing::{debug, warn};
@@ -108,17 +109,64 @@ struct Loaded {
     failed: u32,
 }
 
+/// So long an announced iterator is waited for. To load it takes 6 to 10 ms of a processor; that it has to wait for one
+/// as well must not hold up a look for ever.
+const WORTH_WAITING: Duration = Duration::from_millis(50);
+
 /// Where owners are looked up: in `/proc`, until an iterator is handed over.
 #[derive(Clone, Debug, Default)]
 pub struct OwnerSource(Arc<Shared>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     loaded: Mutex<Option<Arc<Mutex<Loaded>>>>,
-    /// Whether there is one: a walk through `/proc` asks that all the time.
+    /// An announced iterator came, or will not come.
+    settled: Condvar,
+    /// Whether there is one, and whether one is announced: a walk through `/proc` asks that all the time.
     there: AtomicBool,
+    announced: AtomicBool,
+    /// How long an announced one is waited for.
+    patience: Duration,
     #[cfg(test)]
     passes: std::sync::atomic::AtomicUsize,
+    #[cfg(test)]
+    walks: std::sync::atomic::AtomicUsize,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            loaded: Mutex::default(),
+            settled: Condvar::new(),
+            there: AtomicBool::new(false),
+            announced: AtomicBool::new(false),
+            patience: WORTH_WAITING,
+            #[cfg(test)]
+            passes: std::sync::atomic::AtomicUsize::new(0),
+            #[cfg(test)]
+            walks: std::sync::atomic::AtomicUsize::new(0),
+        }
+    }
+}
+
+/// It is being loaded, and looks wait for it. Whoever loads it keeps this until it is handed over or known not to come.
+#[derive(Debug)]
+pub(super) struct Announced(Arc<Shared>);
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        self.0.settle();
+    }
+}
+
+impl Shared {
+    /// Nobody waits any longer.
+    fn settle(&self) {
+        // Under the lock: whoever is about to wait has either seen this or is woken.
+        let _loaded = locked(&self.loaded);
+        self.announced.store(false, Ordering::Release);
+        self.settled.notify_all();
+    }
 }
 
 impl OwnerSource {
@@ -128,6 +176,33 @@ impl OwnerSource {
         let mut loaded = locked(&self.0.loaded);
         *loaded = Some(Arc::new(Mutex::new(Loaded { lookup, failed: 0 })));
         self.0.there.store(true, Ordering::Release);
+        self.0.settled.notify_all();
+    }
+
+    /// An iterator is about to be loaded, and reading `/proc` would take longer than that: looks wait for it.
+    pub(super) fn announce(&self) -> Announced {
+        self.0.announced.store(true, Ordering::Release);
+        Announced(Arc::clone(&self.0))
+    }
+
+    fn is_announced(&self) -> bool {
+        self.0.announced.load(Ordering::Acquire)
+    }
+
+    /// The iterator, if need be after waiting for an announced one.
+    fn iterator(&self) -> Option<Arc<Mutex<Loaded>>> {
+        let outstanding = |loaded: &mut Option<_>| loaded.is_none() && self.is_announced();
+        let mut loaded = locked(&self.0.loaded);
+        if outstanding(&mut loaded) {
+            debug!("the iterator over open files is waited for");
+        }
+        let waited = self.0.settled.wait_timeout_while(loaded, self.0.patience, outstanding);
+        let (loaded, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            debug!("the iterator over open files takes long to load");
+            self.0.announced.store(false, Ordering::Release);
+        }
+        loaded.clone()
     }
 
     /// This iterator is asked no more; another one that came meanwhile is.
@@ -150,8 +225,8 @@ impl OwnerSource {
         self.0.there.load(Ordering::Acquire)
     }
 
-    /// Who owns `inodes`, by the best that there is. Never waits for a better one, only
-    /// for another thread's pass; but where one comes first, `/proc` is not read to its end.
+    /// Who owns `inodes`, by the best that there is. Waits for a better one only where it is announced; but where one
+    /// comes before `/proc` is read to its end, it is not.
     pub(super) fn owners(
         &self,
         inodes: &BTreeSet<SocketInode>,
@@ -164,8 +239,7 @@ impl OwnerSource {
         }
         let mut failed = false;
         loop {
-            let shared = locked(&self.0.loaded).clone().filter(|_| !failed);
-            if let Some(loaded) = shared {
+            if let Some(loaded) = self.iterator().filter(|_| !failed) {
                 let pass = || {
                     #[cfg(test)]
                     self.0.passes.fetch_add(1, Ordering::Relaxed);
@@ -178,7 +252,10 @@ impl OwnerSource {
                 }
                 failed = true;
             }
-            if let Some(ownership) = through_proc(inodes, evidence, &|| !failed && self.is_loaded()) {
+            #[cfg(test)]
+            self.0.walks.fetch_add(1, Ordering::Relaxed);
+            let better_way = || !failed && (self.is_loaded() || self.is_announced());
+            if let Some(ownership) = through_proc(inodes, evidence, &better_way) {
                 return ownership;
             }
             debug!("what is left of /proc is not read");

@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::kernel::bpf::tracefs::TracefsError;
 use crate::kernel::features::{self, Answer};
+use crate::kernel::procfs;
 
 /// Why the ebpf tier, or one operation of it, is not to be had.
 #[derive(Debug, Error)]
@@ -315,15 +316,11 @@ fn advice(no_lockdown: &Answer) -> String {
 
 /// `CAP_BPF` and `CAP_PERFMON` as far as they are not effective; `CAP_SYS_ADMIN`
 /// includes both. Empty when `/proc` does not tell.
-fn missing_capabilities() -> Vec<&'static str> {
+pub(super) fn missing_capabilities() -> Vec<&'static str> {
     const SYS_ADMIN: u32 = 21;
     const PERFMON: u32 = 38;
     const BPF: u32 = 39;
-    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let Some(set) = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else {
-        return Vec::new();
-    };
+    let Ok(set) = procfs::effective_capabilities() else { return Vec::new() };
     let has = |capability: u32| set >> capability & 1 == 1;
     if has(SYS_ADMIN) {
         return Vec::new();

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use aya::maps::{self, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::{Btf, Ebpf, include_bytes_aligned};
 use guard_common::{LostReason, Settings, map, symbol};
+use tracing::debug;
 
 use super::hook::{DESTROY_SOCK, GET_PORT, Hook, PROCESS_EXIT, PUT_PORT, SET_STATE, SYS_EXIT, TWSK_KILL};
 use super::loader::loader;
@@ -264,12 +265,27 @@ impl Attempt {
     }
 }
 
-/// Loads the iterator over open files alone. The other maps go with this function.
+/// Loads the iterator over open files alone.
 pub(super) fn owner_lookup(types: &KernelTypes) -> Result<OwnerLookup, BpfError> {
     if cfg!(bpf_stub) || OBJECT.is_empty() {
         return Err(BpfError::Stub);
     }
     let types = types.owners()?;
+    owner_lookup_alone(types).or_else(|error| {
+        debug!(%error, "the iterator over open files takes longer to load");
+        owner_lookup_by_aya(types)
+    })
+}
+
+/// The same without aya's loader, which takes twice as long. Its errors give no advice.
+pub(super) fn owner_lookup_alone(types: OwnerTypes) -> Result<OwnerLookup, BpfError> {
+    let (_, target) = types.target();
+    OwnerLookup::alone(OBJECT, target, Plain(types.here()))
+        .map_err(|error| BpfError::failed("load", "the embedded BPF object alone", error))
+}
+
+/// The same, as the programs of the tier are loaded. The other maps go with this function.
+pub(super) fn owner_lookup_by_aya(types: OwnerTypes) -> Result<OwnerLookup, BpfError> {
     let offsets = Plain(types.here());
     let mut loader = loader();
     // The kernel makes all entries of a hash along with it.

@@ -8,7 +8,9 @@
 //!
 //! There is one file per hook, named as its counterpart in `guard-ebpf`.
 
+mod alone;
 mod bind_failed;
+mod call;
 mod error;
 mod event;
 mod hook;
@@ -383,6 +385,16 @@ impl fmt::Debug for Bpf {
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct Plain<T>(T);
+
+impl<T> Plain<T>
+where
+    Self: aya::Pod,
+{
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: as long as the value, which has no padding.
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(&self.0).cast(), size_of::<T>()) }
+    }
+}
 
 // SAFETY: integers without padding, asserted in guard-common.
 unsafe impl aya::Pod for Plain<WatchKey> {}

@@ -5,51 +5,11 @@ use std::sync::OnceLock;
 
 use guard_common::{INET_CSK_GET_PORT, INET_PUT_PORT, INET_TWSK_KILL};
 use nix::errno::Errno;
-use nix::libc;
 
+use super::call::{ProgLoad, TRACE_FEXIT, TYPE_TRACING, load_program};
 use super::settings::KernelTypes;
 use crate::kernel::bpf::tracefs::Tracefs;
 use crate::kernel::features::Answer;
-
-/// `BPF_PROG_LOAD` of `include/uapi/linux/bpf.h`.
-const PROG_LOAD: libc::c_int = 5;
-/// `BPF_PROG_TYPE_TRACING`
-const TYPE_TRACING: u32 = 26;
-/// `BPF_TRACE_FEXIT`
-const TRACE_FEXIT: u32 = 25;
-
-/// The members of `union bpf_attr` for `BPF_PROG_LOAD`, as of Linux 5.6. A newer
-/// kernel takes what it does not find for zero.
-#[repr(C)]
-#[derive(Default)]
-struct ProgLoad {
-    prog_type: u32,
-    insn_cnt: u32,
-    insns: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log_buf: u64,
-    kern_version: u32,
-    prog_flags: u32,
-    prog_name: [u8; 16],
-    prog_ifindex: u32,
-    expected_attach_type: u32,
-    prog_btf_fd: u32,
-    func_info_rec_size: u32,
-    func_info: u64,
-    func_info_cnt: u32,
-    line_info_rec_size: u32,
-    line_info: u64,
-    line_info_cnt: u32,
-    attach_btf_id: u32,
-    attach_prog_fd: u32,
-    pad: u32,
-}
-
-const _: () = assert!(size_of::<ProgLoad>() == 120);
-const _: () = assert!(std::mem::offset_of!(ProgLoad, expected_attach_type) == 68);
-const _: () = assert!(std::mem::offset_of!(ProgLoad, attach_btf_id) == 108);
 
 /// `r0 = 0; exit`
 const NOTHING: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 0, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
@@ -132,13 +92,8 @@ fn load(function: u32) -> Result<(), Errno> {
         attach_btf_id: function,
         ..ProgLoad::default()
     };
-    // SAFETY: `attr` and what it points to outlive the call, which reads them only.
-    let fd = Errno::result(unsafe {
-        libc::syscall(libc::SYS_bpf, PROG_LOAD, std::ptr::from_ref(&attr), size_of::<ProgLoad>())
-    })?;
-    // SAFETY: a descriptor that the kernel just made, closed once and here.
-    let _closed = unsafe { libc::close(fd as libc::c_int) };
-    Ok(())
+    // SAFETY: what it points to outlives the call.
+    unsafe { load_program(&attr) }.map(drop)
 }
 
 #[cfg(test)]

@@ -103,16 +103,12 @@ impl KernelTypes {
     pub(super) fn read_anew() -> Result<Self, BtfError> {
         let btf = vmlinux()?;
         let types = Types::of(&btf)?;
-        Ok(Self { found: types.find(&MEMBERS, &PROTOTYPES), owners: OwnerTypes::of(&types), why: None })
+        let (found, of_owners) = types.find_both((&MEMBERS, &PROTOTYPES), OwnerTypes::WANTED);
+        Ok(Self { found, owners: OwnerTypes::of(&types, of_owners), why: None })
     }
 
     pub(super) fn unknown(why: BtfError) -> Self {
-        let found = Found {
-            offsets: [None; MEMBERS.len()],
-            parameters: [None; PROTOTYPES.len()],
-            numbers: [None; PROTOTYPES.len()],
-        };
-        Self { found, owners: None, why: Some(why) }
+        Self { found: Found::NOTHING, owners: None, why: Some(why) }
     }
 
     /// Resolves the offsets that both kinds of tracepoint need, and says what is

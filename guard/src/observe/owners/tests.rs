@@ -1,5 +1,7 @@
 use std::collections::VecDeque;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::Barrier;
+use std::thread;
 
 use guard_core::model::StartTime;
 
@@ -207,4 +209,95 @@ fn an_iterator_that_is_given_up_does_not_take_a_newer_one_with_it() {
     assert!(source.is_loaded());
     source.give_up(newer);
     assert!(!source.is_loaded() && locked(&source.0.loaded).is_none());
+}
+
+/// A source whose looks wait so long, and the sockets of a listener of this process.
+fn patient(patience: Duration) -> (OwnerSource, OwnedFd, BTreeSet<SocketInode>) {
+    let (fd, _) = listening("127.0.0.1", None, REUSE);
+    let inodes = BTreeSet::from([inode_of(&fd)]);
+    (OwnerSource(Arc::new(Shared { patience, ..Shared::default() })), fd, inodes)
+}
+
+/// How often the iterator was asked, and how often `/proc`.
+fn asked(source: &OwnerSource) -> (usize, usize) {
+    (source.passes(), source.0.walks.load(Ordering::Relaxed))
+}
+
+/// Longer than a test may take.
+const FOR_EVER: Duration = Duration::from_secs(3600);
+
+/// Among 2,000 processes, on one processor, the look read /proc and held up the thread that was loading something better.
+#[test]
+fn a_look_waits_for_an_announced_iterator() {
+    const NAME: &str = "a_look_waits_for_an_announced_iterator";
+    netns_alone(NAME, |_| {
+        let (source, _listener, inodes) = patient(FOR_EVER);
+        let announced = source.announce();
+        let begun = Barrier::new(2);
+        let found = thread::scope(|scope| {
+            let look = scope.spawn(|| {
+                begun.wait();
+                source.owners(&inodes, &mut Evidence::default(), Care::Acting)
+            });
+            begun.wait();
+            match OwnerLookup::load() {
+                Ok(lookup) => source.hand_over(lookup),
+                Err(error) if error.is_a_fault() => panic!("{error}"),
+                Err(error) => skip(NAME, &error.to_string()),
+            }
+            drop(announced);
+            look.join().unwrap()
+        });
+        assert_eq!(found.owners.into_values().flatten().collect::<Vec<_>>(), [own()]);
+        if source.is_loaded() {
+            assert_eq!(asked(&source), (2, 0), "the second pass confirms the first");
+        }
+    });
+}
+
+#[test]
+fn a_look_goes_to_proc_once_the_announced_iterator_will_not_come() {
+    netns_alone("a_look_goes_to_proc_once_the_announced_iterator_will_not_come", |_| {
+        let (source, _listener, inodes) = patient(FOR_EVER);
+        let announced = source.announce();
+        let begun = Barrier::new(2);
+        let found = thread::scope(|scope| {
+            let look = scope.spawn(|| {
+                begun.wait();
+                source.owners(&inodes, &mut Evidence::default(), Care::Acting)
+            });
+            begun.wait();
+            assert_eq!(asked(&source), (0, 0));
+            // As at the end of a thread that breaks down.
+            drop(announced);
+            look.join().unwrap()
+        });
+        assert_eq!(found.owners.into_values().flatten().collect::<Vec<_>>(), [own()]);
+        assert_eq!(asked(&source), (0, 1));
+    });
+}
+
+#[test]
+fn an_announced_iterator_is_waited_for_once_and_not_for_ever() {
+    netns_alone("an_announced_iterator_is_waited_for_once_and_not_for_ever", |_| {
+        let (source, _listener, inodes) = patient(Duration::from_millis(1));
+        let _never_comes = source.announce();
+        for walks in 1..=2 {
+            let found = source.owners(&inodes, &mut Evidence::default(), Care::Acting);
+            assert_eq!(found.owners.into_values().flatten().collect::<Vec<_>>(), [own()]);
+            assert_eq!(asked(&source), (0, walks));
+            assert!(!source.is_announced(), "the next look does not wait again");
+        }
+    });
+}
+
+#[test]
+fn a_walk_through_proc_is_left_for_an_announced_iterator() {
+    let (source, _listener, inodes) = patient(FOR_EVER);
+    let better_way = || source.is_loaded() || source.is_announced();
+    assert!(through_proc(&inodes, &mut Evidence::default(), &better_way).is_some());
+    let announced = source.announce();
+    assert!(through_proc(&inodes, &mut Evidence::default(), &better_way).is_none());
+    drop(announced);
+    assert!(through_proc(&inodes, &mut Evidence::default(), &better_way).is_some());
 }

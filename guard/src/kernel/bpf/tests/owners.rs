@@ -13,6 +13,7 @@ use nix::libc;
 use nix::sys::socket::{Backlog, ControlMessage, MsgFlags, SockaddrIn, UnixAddr, bind, listen, sendmsg};
 
 use super::*;
+use crate::kernel::bpf::settings::KernelTypes;
 use crate::kernel::procfs;
 use crate::kernel::sandbox::{Actor, Alone, Sleeper, inode_of, listening, root_or_skip};
 
@@ -95,6 +96,25 @@ fn the_iterator_finds_every_sharer() {
         assert_eq!(both.agree_on(inode), sorted(inherited()));
         drop(children);
         assert_eq!(both.agree_on(inode), []);
+    });
+}
+
+/// Where the short way is not gone the long one hides it.
+#[test]
+fn the_iterator_is_loaded_in_the_short_way_and_in_that_of_the_tier() {
+    const NAME: &str = "the_iterator_is_loaded_in_the_short_way_and_in_that_of_the_tier";
+    both_alone(NAME, |both, alone| {
+        let types = KernelTypes::read().owners().expect("it was loaded once");
+        let (fd, _) = listening("127.0.0.1", None, REUSE);
+        let children: Vec<Sleeper> = (0..2).map(|_| Sleeper::fork(alone)).collect();
+        let inodes = BTreeSet::from([inode_of(&fd)]);
+        let expected = both.by_bpf(&inodes);
+        assert_eq!(expected[&inode_of(&fd)].len(), 3);
+        for way in [load::owner_lookup_alone, load::owner_lookup_by_aya] {
+            let lookup = way(types).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(Both { lookup }.by_bpf(&inodes), expected);
+        }
+        drop(children);
     });
 }
 
