@@ -109,6 +109,9 @@ const A_BETTER_LOOKUP_PAYS: Duration = Duration::from_millis(10);
 /// wait and see. (Kernel threads count too, and are looked at in no time.)
 const A_CROWD: u64 = 250;
 
+/// So it does among so many open files: `/proc` takes about 2 us for each.
+const MANY_FILES: u64 = 4_000;
+
 /// A look at a port that nobody has is over by then, and asked for no owners.
 const A_LOOK_AT_NOBODY: Duration = Duration::from_millis(2);
 
@@ -146,6 +149,7 @@ pub struct Observer {
     may_upgrade: bool,
     /// The iterator over open files may be loaded beside a look.
     may_help_look: bool,
+    in_a_crowd: Option<bool>,
     owners: Vec<ProcessId>,
     owner_source: OwnerSource,
     ready: VecDeque<Fact>,
@@ -194,6 +198,7 @@ impl Observer {
             outdated: false,
             may_upgrade: choice == TierChoice::Auto,
             may_help_look: choice == TierChoice::Auto,
+            in_a_crowd: None,
             owners: Vec::new(),
             owner_source: owner_source.clone(),
             ready: VecDeque::new(),
@@ -282,13 +287,21 @@ impl Observer {
 
     /// How long after the beginning of a look [`Observer::help_look`] pays; `None` where it would do nothing. `in_use`
     /// says whether the port is known to be: then the look will ask for owners.
-    pub fn help_look_after(&self, in_use: impl FnOnce() -> bool) -> Option<Duration> {
-        let after = || match procfs::processes() >= A_CROWD {
+    pub fn help_look_after(&mut self, in_use: impl FnOnce() -> bool) -> Option<Duration> {
+        if !self.may_help_look {
+            return None;
+        }
+        Some(match self.is_in_a_crowd() {
             true if in_use() => Duration::ZERO,
             true => A_LOOK_AT_NOBODY,
             false => A_BETTER_LOOKUP_PAYS,
-        };
-        self.may_help_look.then(after)
+        })
+    }
+
+    /// Whether a look that asks `/proc` for owners is likely to take longer than to load the iterator. Found out once.
+    fn is_in_a_crowd(&mut self) -> bool {
+        let find_out = || procfs::processes() >= A_CROWD || procfs::open_files() >= MANY_FILES;
+        *self.in_a_crowd.get_or_insert_with(find_out)
     }
 
     /// How often the iterator was asked for owners.
@@ -298,14 +311,14 @@ impl Observer {
     }
 
     /// Begins to load the iterator over open files, and nothing else, beside a look that takes long, when `Auto` was
-    /// asked for. The look goes on with it as soon as it is there. Among many processes it waits for that, so as not to
+    /// asked for. The look goes on with it as soon as it is there. In a crowd it waits for that, so as not to
     /// take the processor from the loading.
     pub fn help_look(&mut self) {
         if !std::mem::take(&mut self.may_help_look) || !OwnerLookup::may_be_loaded() {
             return;
         }
         let owners = self.owner_source.clone();
-        let announced = (procfs::processes() >= A_CROWD).then(|| owners.announce());
+        let announced = self.is_in_a_crowd().then(|| owners.announce());
         let load = move || {
             hand_over_alone(&owners);
             drop(announced);
