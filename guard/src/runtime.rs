@@ -393,9 +393,11 @@ impl Session {
         }
         let looked_since = self.looker.waits_since();
         let in_use = || gate.verdicts().iter().any(|verdict| matches!(verdict, Verdict::Busy { .. }));
-        let of_lookup = looked_since.and_then(|since| Some(since + observer.help_look_after(in_use)?));
-        if of_lookup.is_some_and(|due| due <= at) {
+        let help_due = |observer: &mut Observer| Some(looked_since? + observer.help_look_after(in_use)?);
+        let mut of_lookup = help_due(observer);
+        while of_lookup.is_some_and(|due| due <= at) {
             observer.help_look();
+            of_lookup = help_due(observer);
         }
         [of_tier, of_lookup].into_iter().flatten().filter(|&due| due > at).min()
     }

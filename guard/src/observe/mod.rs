@@ -2,6 +2,7 @@
 
 mod ebpf;
 mod exits;
+mod help;
 mod learned;
 mod listeners;
 mod look;

@@ -109,7 +109,7 @@ struct Loaded {
     failed: u32,
 }
 
-/// So long an announced iterator is waited for. To load it takes 6 to 10 ms of a processor; that it has to wait for one
+/// So long an expected iterator is waited for. To load it takes 6 to 10 ms of a processor; that it has to wait for one
 /// as well must not hold up a look for ever.
 const WORTH_WAITING: Duration = Duration::from_millis(50);
 
@@ -120,12 +120,14 @@ pub struct OwnerSource(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     loaded: Mutex<Option<Arc<Mutex<Loaded>>>>,
-    /// An announced iterator came, or will not come.
+    /// An expected iterator came, or will not come.
     settled: Condvar,
-    /// Whether there is one, and whether one is announced: a walk through `/proc` asks that all the time.
+    /// Whether one is being loaded.
+    expected: AtomicBool,
+    /// Whether there is one, and whether an expected one is waited for: a walk through `/proc` asks that all the time.
     there: AtomicBool,
-    announced: AtomicBool,
-    /// How long an announced one is waited for.
+    awaited: AtomicBool,
+    /// How long it is waited for.
     patience: Duration,
     #[cfg(test)]
     passes: std::sync::atomic::AtomicUsize,
@@ -138,8 +140,9 @@ impl Default for Shared {
         Self {
             loaded: Mutex::default(),
             settled: Condvar::new(),
+            expected: AtomicBool::new(false),
             there: AtomicBool::new(false),
-            announced: AtomicBool::new(false),
+            awaited: AtomicBool::new(false),
             patience: WORTH_WAITING,
             #[cfg(test)]
             passes: std::sync::atomic::AtomicUsize::new(0),
@@ -149,11 +152,11 @@ impl Default for Shared {
     }
 }
 
-/// It is being loaded, and looks wait for it. Whoever loads it keeps this until it is handed over or known not to come.
+/// An iterator is being loaded. Whoever loads it keeps this until it is handed over or known not to come.
 #[derive(Debug)]
-pub(super) struct Announced(Arc<Shared>);
+pub(super) struct Expected(Arc<Shared>);
 
-impl Drop for Announced {
+impl Drop for Expected {
     fn drop(&mut self) {
         self.0.settle();
     }
@@ -164,7 +167,8 @@ impl Shared {
     fn settle(&self) {
         // Under the lock: whoever is about to wait has either seen this or is woken.
         let _loaded = locked(&self.loaded);
-        self.announced.store(false, Ordering::Release);
+        self.expected.store(false, Ordering::Release);
+        self.awaited.store(false, Ordering::Release);
         self.settled.notify_all();
     }
 }
@@ -179,19 +183,26 @@ impl OwnerSource {
         self.0.settled.notify_all();
     }
 
-    /// An iterator is about to be loaded, and reading `/proc` would take longer than that: looks wait for it.
-    pub(super) fn announce(&self) -> Announced {
-        self.0.announced.store(true, Ordering::Release);
-        Announced(Arc::clone(&self.0))
+    /// An iterator is about to be loaded.
+    pub(super) fn expect(&self) -> Expected {
+        self.0.expected.store(true, Ordering::Release);
+        Expected(Arc::clone(&self.0))
     }
 
-    fn is_announced(&self) -> bool {
-        self.0.announced.load(Ordering::Acquire)
+    /// Looks, also those that are under way, do not ask `/proc` while an iterator is being loaded, but wait for it.
+    pub(super) fn wait_for_expected(&self) {
+        // Under the lock: what is settled is not waited for.
+        let _loaded = locked(&self.0.loaded);
+        self.0.awaited.store(self.0.expected.load(Ordering::Acquire), Ordering::Release);
     }
 
-    /// The iterator, if need be after waiting for an announced one.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.0.awaited.load(Ordering::Acquire)
+    }
+
+    /// The iterator, if need be after waiting for it.
     fn iterator(&self) -> Option<Arc<Mutex<Loaded>>> {
-        let outstanding = |loaded: &mut Option<_>| loaded.is_none() && self.is_announced();
+        let outstanding = |loaded: &mut Option<_>| loaded.is_none() && self.is_awaited();
         let mut loaded = locked(&self.0.loaded);
         if outstanding(&mut loaded) {
             debug!("the iterator over open files is waited for");
@@ -200,7 +211,7 @@ impl OwnerSource {
         let (loaded, waited) = waited.unwrap_or_else(PoisonError::into_inner);
         if waited.timed_out() {
             debug!("the iterator over open files takes long to load");
-            self.0.announced.store(false, Ordering::Release);
+            self.0.awaited.store(false, Ordering::Release);
         }
         loaded.clone()
     }
@@ -225,7 +236,8 @@ impl OwnerSource {
         self.0.there.load(Ordering::Acquire)
     }
 
-    /// Who owns `inodes`, by the best that there is. Waits for a better one only where it is announced; but where one
+    /// Who owns `inodes`, by the best that there is. Waits for a better one only after
+    /// [`OwnerSource::wait_for_expected`]; but where one
     /// comes before `/proc` is read to its end, it is not.
     pub(super) fn owners(
         &self,
@@ -254,7 +266,7 @@ impl OwnerSource {
             }
             #[cfg(test)]
             self.0.walks.fetch_add(1, Ordering::Relaxed);
-            let better_way = || !failed && (self.is_loaded() || self.is_announced());
+            let better_way = || !failed && (self.is_loaded() || self.is_awaited());
             if let Some(ownership) = through_proc(inodes, evidence, &better_way) {
                 return ownership;
             }

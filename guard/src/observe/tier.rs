@@ -10,14 +10,14 @@ use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use super::ebpf::EbpfSource;
+use super::help::{Help, hand_over_alone};
 use super::losses::Losses;
 use super::netlink::{NetlinkError, NetlinkSource};
 use super::owners::OwnerSource;
 use super::tuning::Tuning;
-use crate::kernel::bpf::{Bpf, BpfError, BpfOptions, FailedBinds, KnownListener, OwnerLookup, Watch};
+use crate::kernel::bpf::{Bpf, BpfError, BpfOptions, FailedBinds, KnownListener, Watch};
 use crate::kernel::memory;
 use crate::kernel::netns::{self, NetnsError};
-use crate::kernel::procfs;
 use crate::kernel::sock_diag::SockDiagError;
 
 /// Where facts come from. The verdicts are the same in all tiers, only the
@@ -101,20 +101,6 @@ impl TierError {
 /// not a source of facts.
 const EVENT_RECHECK: Duration = Duration::from_millis(250);
 
-/// To load the iterator over open files takes 6 ms, before Linux 6.16 about as long as this. A look that is over sooner is
-/// left alone.
-const A_BETTER_LOOKUP_PAYS: Duration = Duration::from_millis(10);
-
-/// Among so many processes a look nearly always takes longer than that as soon as it asks for owners: there is no need to
-/// wait and see. (Kernel threads count too, and are looked at in no time.)
-const A_CROWD: u64 = 250;
-
-/// So it does among so many open files: `/proc` takes about 2 us for each.
-const MANY_FILES: u64 = 4_000;
-
-/// A look at a port that nobody has is over by then, and asked for no owners.
-const A_LOOK_AT_NOBODY: Duration = Duration::from_millis(2);
-
 /// What reports events.
 #[derive(Debug)]
 enum Source {
@@ -147,9 +133,7 @@ pub struct Observer {
     /// What is being loaded watches other ports than it should.
     outdated: bool,
     may_upgrade: bool,
-    /// The iterator over open files may be loaded beside a look.
-    may_help_look: bool,
-    in_a_crowd: Option<bool>,
+    help: Help,
     owners: Vec<ProcessId>,
     owner_source: OwnerSource,
     ready: VecDeque<Fact>,
@@ -197,8 +181,7 @@ impl Observer {
             loading: None,
             outdated: false,
             may_upgrade: choice == TierChoice::Auto,
-            may_help_look: choice == TierChoice::Auto,
-            in_a_crowd: None,
+            help: Help::new(owner_source.clone(), choice == TierChoice::Auto),
             owners: Vec::new(),
             owner_source: owner_source.clone(),
             ready: VecDeque::new(),
@@ -276,7 +259,7 @@ impl Observer {
             Ok(_) => {
                 self.loading = Some(receiver);
                 // It comes with the programs.
-                self.may_help_look = false;
+                self.help.is_not_needed();
             }
             Err(error) => {
                 let why = format!("cannot start a thread to load BPF: {error}");
@@ -288,20 +271,7 @@ impl Observer {
     /// How long after the beginning of a look [`Observer::help_look`] pays; `None` where it would do nothing. `in_use`
     /// says whether the port is known to be: then the look will ask for owners.
     pub fn help_look_after(&mut self, in_use: impl FnOnce() -> bool) -> Option<Duration> {
-        if !self.may_help_look {
-            return None;
-        }
-        Some(match self.is_in_a_crowd() {
-            true if in_use() => Duration::ZERO,
-            true => A_LOOK_AT_NOBODY,
-            false => A_BETTER_LOOKUP_PAYS,
-        })
-    }
-
-    /// Whether a look that asks `/proc` for owners is likely to take longer than to load the iterator. Found out once.
-    fn is_in_a_crowd(&mut self) -> bool {
-        let find_out = || procfs::processes() >= A_CROWD || procfs::open_files() >= MANY_FILES;
-        *self.in_a_crowd.get_or_insert_with(find_out)
+        self.help.is_due_after(in_use)
     }
 
     /// How often the iterator was asked for owners.
@@ -310,22 +280,10 @@ impl Observer {
         self.owner_source.passes()
     }
 
-    /// Begins to load the iterator over open files, and nothing else, beside a look that takes long, when `Auto` was
-    /// asked for. The look goes on with it as soon as it is there. In a crowd it waits for that, so as not to
-    /// take the processor from the loading.
+    /// Does what helps a look that takes long, when `Auto` was asked for: loads the iterator over open files, and nothing
+    /// else, beside it. There may be more to do later.
     pub fn help_look(&mut self) {
-        if !std::mem::take(&mut self.may_help_look) || !OwnerLookup::may_be_loaded() {
-            return;
-        }
-        let owners = self.owner_source.clone();
-        let announced = self.is_in_a_crowd().then(|| owners.announce());
-        let load = move || {
-            hand_over_alone(&owners);
-            drop(announced);
-        };
-        if let Err(error) = thread::Builder::new().name("load-bpf".to_owned()).spawn(load) {
-            debug!(%error, "no thread to load BPF on: owners are looked up in /proc");
-        }
+        self.help.go_on();
     }
 
     /// Loads the BPF programs now, when `Auto` was asked for, and stays in the
@@ -585,14 +543,4 @@ fn load(watches: &[Watch], owners: &OwnerSource, tuning: Tuning) -> Result<Bpf, 
     }
     memory::give_back();
     Ok(bpf)
-}
-
-/// The iterator over open files works where the other programs may be refused,
-/// on a kernel that is locked down.
-fn hand_over_alone(owners: &OwnerSource) {
-    match OwnerLookup::load() {
-        Ok(lookup) => owners.hand_over(lookup),
-        Err(error) => debug!(%error, "owners are looked up in /proc"),
-    }
-    memory::give_back();
 }

@@ -223,16 +223,25 @@ fn asked(source: &OwnerSource) -> (usize, usize) {
     (source.passes(), source.0.walks.load(Ordering::Relaxed))
 }
 
+/// An iterator that looks wait for.
+fn awaited(source: &OwnerSource) -> Expected {
+    let expected = source.expect();
+    assert!(!source.is_awaited());
+    source.wait_for_expected();
+    assert!(source.is_awaited());
+    expected
+}
+
 /// Longer than a test may take.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 
 /// Among 2,000 processes, on one processor, the look read /proc and held up the thread that was loading something better.
 #[test]
-fn a_look_waits_for_an_announced_iterator() {
-    const NAME: &str = "a_look_waits_for_an_announced_iterator";
+fn a_look_waits_for_an_expected_iterator() {
+    const NAME: &str = "a_look_waits_for_an_expected_iterator";
     netns_alone(NAME, |_| {
         let (source, _listener, inodes) = patient(FOR_EVER);
-        let announced = source.announce();
+        let expected = awaited(&source);
         let begun = Barrier::new(2);
         let found = thread::scope(|scope| {
             let look = scope.spawn(|| {
@@ -245,7 +254,7 @@ fn a_look_waits_for_an_announced_iterator() {
                 Err(error) if error.is_a_fault() => panic!("{error}"),
                 Err(error) => skip(NAME, &error.to_string()),
             }
-            drop(announced);
+            drop(expected);
             look.join().unwrap()
         });
         assert_eq!(found.owners.into_values().flatten().collect::<Vec<_>>(), [own()]);
@@ -256,10 +265,10 @@ fn a_look_waits_for_an_announced_iterator() {
 }
 
 #[test]
-fn a_look_goes_to_proc_once_the_announced_iterator_will_not_come() {
-    netns_alone("a_look_goes_to_proc_once_the_announced_iterator_will_not_come", |_| {
+fn a_look_goes_to_proc_once_the_expected_iterator_will_not_come() {
+    netns_alone("a_look_goes_to_proc_once_the_expected_iterator_will_not_come", |_| {
         let (source, _listener, inodes) = patient(FOR_EVER);
-        let announced = source.announce();
+        let expected = awaited(&source);
         let begun = Barrier::new(2);
         let found = thread::scope(|scope| {
             let look = scope.spawn(|| {
@@ -269,7 +278,7 @@ fn a_look_goes_to_proc_once_the_announced_iterator_will_not_come() {
             begun.wait();
             assert_eq!(asked(&source), (0, 0));
             // As at the end of a thread that breaks down.
-            drop(announced);
+            drop(expected);
             look.join().unwrap()
         });
         assert_eq!(found.owners.into_values().flatten().collect::<Vec<_>>(), [own()]);
@@ -278,26 +287,28 @@ fn a_look_goes_to_proc_once_the_announced_iterator_will_not_come() {
 }
 
 #[test]
-fn an_announced_iterator_is_waited_for_once_and_not_for_ever() {
-    netns_alone("an_announced_iterator_is_waited_for_once_and_not_for_ever", |_| {
+fn an_expected_iterator_is_waited_for_once_and_not_for_ever() {
+    netns_alone("an_expected_iterator_is_waited_for_once_and_not_for_ever", |_| {
         let (source, _listener, inodes) = patient(Duration::from_millis(1));
-        let _never_comes = source.announce();
+        let _never_comes = awaited(&source);
         for walks in 1..=2 {
             let found = source.owners(&inodes, &mut Evidence::default(), Care::Acting);
             assert_eq!(found.owners.into_values().flatten().collect::<Vec<_>>(), [own()]);
             assert_eq!(asked(&source), (0, walks));
-            assert!(!source.is_announced(), "the next look does not wait again");
+            assert!(!source.is_awaited(), "the next look does not wait again");
         }
     });
 }
 
 #[test]
-fn a_walk_through_proc_is_left_for_an_announced_iterator() {
+fn a_walk_through_proc_is_left_for_an_expected_iterator() {
     let (source, _listener, inodes) = patient(FOR_EVER);
-    let better_way = || source.is_loaded() || source.is_announced();
+    let better_way = || source.is_loaded() || source.is_awaited();
     assert!(through_proc(&inodes, &mut Evidence::default(), &better_way).is_some());
-    let announced = source.announce();
+    let expected = awaited(&source);
     assert!(through_proc(&inodes, &mut Evidence::default(), &better_way).is_none());
-    drop(announced);
+    drop(expected);
     assert!(through_proc(&inodes, &mut Evidence::default(), &better_way).is_some());
+    source.wait_for_expected();
+    assert!(!source.is_awaited(), "none is expected");
 }
