@@ -383,7 +383,8 @@ impl Session {
         }
     }
 
-    /// Begins to load what is worth it by now. Returns when something more will be.
+    /// Begins to load what is worth it by now, and lets a look wait for it where that is. Returns when something more will
+    /// be.
     fn load_what_pays(&mut self, gate: &Gate) -> Option<Instant> {
         let at = now();
         let observer = &mut self.doors.observer;

@@ -261,7 +261,8 @@ impl<'a> Types<'a> {
         let slots = found.parameters.iter_mut().zip(&mut found.numbers);
         for ((slot, its_number), function) in slots.zip(functions) {
             if slot.is_none() && self.named(name, function) {
-                (*slot, *its_number) = (self.parameters(at), Some(number));
+                *slot = self.parameters(at);
+                *its_number = slot.map(|_| number);
             }
         }
     }
@@ -448,6 +449,27 @@ mod tests {
         blob.push("callback_t", kind::TYPEDEF << 24, 10, &[]); // 11
         let found = find(&blob.build(), &[], &["callback", "inner_t", "callback_t", "call"]).unwrap();
         assert_eq!(found.parameters, [Some(3), None, None, None]);
+    }
+
+    #[test]
+    fn each_of_two_users_gets_what_it_asked_for() {
+        let mut blob = sample();
+        blob.push("", kind::FUNC_PROTO << 24 | 2, 0, &[0; 4]); // 8
+        blob.push("callee", kind::FUNC << 24, 8, &[]); // 9
+        let blob = blob.build();
+        let types = Types::of(&blob).unwrap();
+        let member = |structure, path| Member { structure, path };
+        let first = [member("outer", &["in_union"]), member("flags", &["whole"]), member("outer", &["nope"])];
+        let second = [member("flags", &["whole"]), member("outer", &["nested", "deep"])];
+        let (of_first, of_second) = types.find_both((&first, &["inner_t"]), (&second, &["nobody", "callee"]));
+        assert_eq!(of_first.offsets, [Some(8), Some(8), None]);
+        assert_eq!((of_first.parameters, of_first.numbers), ([None], [None]), "no function");
+        assert_eq!(of_second.offsets, [Some(8), Some(20)]);
+        assert_eq!((of_second.parameters, of_second.numbers), ([None, Some(2)], [None, Some(9)]));
+        assert_eq!(
+            (of_first, of_second),
+            (types.find(&first, &["inner_t"]), types.find(&second, &["nobody", "callee"]))
+        );
     }
 
     #[test]

@@ -50,6 +50,11 @@ impl Drop for Urgent {
     }
 }
 
+/// Whether whatever this thread starts shares one processor with it.
+pub fn one_processor() -> bool {
+    rustix::thread::sched_getaffinity(None).is_ok_and(|allowed| allowed.count() == 1)
+}
+
 /// The calling thread takes the processor from nobody when it wakes up (`SCHED_BATCH`), from now on. Its share stays
 /// what it was: others may wait for a lock that it holds.
 ///

@@ -9,12 +9,13 @@ use super::owners::OwnerSource;
 use crate::kernel::bpf::OwnerLookup;
 use crate::kernel::memory;
 use crate::kernel::procfs;
+use crate::kernel::scheduling::one_processor;
 
 /// A look that is over sooner is left alone. To load the iterator takes a little longer than this, before Linux 6.16 twice
 /// as long.
 const A_BETTER_LOOKUP_PAYS: Duration = Duration::from_millis(5);
 
-/// A look that is not over by now waits for what is being loaded: they may be on one processor.
+/// Where there is one processor, a look that is not over by now takes it from the loading no longer.
 const PROC_IS_GIVEN_UP: Duration = Duration::from_millis(10);
 
 /// Among so many processes a look nearly always takes longer than the loading as soon as it asks for owners: there is no
@@ -33,7 +34,9 @@ pub(super) struct Help {
     owners: OwnerSource,
     next: Step,
     /// Found out once.
-    in_a_crowd: Option<bool>,
+    surroundings: Option<Surroundings>,
+    /// Loads the iterator and hands it over.
+    load: fn(&OwnerSource),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,10 +48,33 @@ enum Step {
     Nothing,
 }
 
+/// Where looks are taken.
+#[derive(Clone, Copy, Debug)]
+struct Surroundings {
+    /// A look that asks `/proc` for owners is likely to take longer than to load the iterator.
+    crowd: bool,
+    /// Whoever reads `/proc` meanwhile takes the processor from the loading.
+    one_processor: bool,
+}
+
+impl Surroundings {
+    fn find_out() -> Self {
+        // The counts are the machine's, and `/proc` may show a few of its processes only.
+        let shows_all = procfs::in_initial_pid_namespace().unwrap_or(false);
+        let crowd = || is_a_crowd(procfs::processes(), procfs::open_files());
+        Self { crowd: shows_all && crowd(), one_processor: one_processor() }
+    }
+}
+
+const fn is_a_crowd(processes: u64, files: u64) -> bool {
+    processes >= A_CROWD || files >= MANY_FILES
+}
+
 impl Help {
     /// For looks that ask `owners`. `wanted`: whether BPF may be used and is not used yet.
-    pub(super) const fn new(owners: OwnerSource, wanted: bool) -> Self {
-        Self { owners, next: if wanted { Step::Load } else { Step::Nothing }, in_a_crowd: None }
+    pub(super) fn new(owners: OwnerSource, wanted: bool) -> Self {
+        let next = if wanted { Step::Load } else { Step::Nothing };
+        Self { owners, next, surroundings: None, load: hand_over_alone }
     }
 
     /// The iterator comes in another way.
@@ -62,7 +88,7 @@ impl Help {
         match self.next {
             Step::Nothing => None,
             Step::Wait => Some(PROC_IS_GIVEN_UP),
-            Step::Load => Some(match self.is_in_a_crowd() {
+            Step::Load => Some(match self.surroundings().crowd {
                 false => A_BETTER_LOOKUP_PAYS,
                 true if in_use() => Duration::ZERO,
                 true => A_LOOK_AT_NOBODY,
@@ -70,15 +96,15 @@ impl Help {
         }
     }
 
-    /// Takes the next step. In a crowd a look waits from the beginning, so as not to take the processor from the loading.
+    /// Takes the next step. Where there is more than one processor a look never waits: what comes first is taken.
     pub(super) fn go_on(&mut self) {
         match std::mem::replace(&mut self.next, Step::Nothing) {
             Step::Load if OwnerLookup::may_be_loaded() => {
-                self.load();
-                if self.is_in_a_crowd() {
-                    self.owners.wait_for_expected();
-                } else {
-                    self.next = Step::Wait;
+                self.begin_to_load();
+                match self.surroundings() {
+                    Surroundings { one_processor: false, .. } => {}
+                    Surroundings { crowd: true, .. } => self.owners.wait_for_expected(),
+                    Surroundings { crowd: false, .. } => self.next = Step::Wait,
                 }
             }
             Step::Wait => self.owners.wait_for_expected(),
@@ -86,22 +112,22 @@ impl Help {
         }
     }
 
-    fn load(&self) {
+    fn begin_to_load(&self) {
         let owners = self.owners.clone();
         let expected = owners.expect();
-        let load = move || {
-            hand_over_alone(&owners);
+        let load = self.load;
+        let whole = move || {
+            load(&owners);
             drop(expected);
+            memory::give_back();
         };
-        if let Err(error) = thread::Builder::new().name("load-bpf".to_owned()).spawn(load) {
+        if let Err(error) = thread::Builder::new().name("load-bpf".to_owned()).spawn(whole) {
             debug!(%error, "no thread to load BPF on: owners are looked up in /proc");
         }
     }
 
-    /// Whether a look that asks `/proc` for owners is likely to take longer than to load the iterator.
-    fn is_in_a_crowd(&mut self) -> bool {
-        let find_out = || procfs::processes() >= A_CROWD || procfs::open_files() >= MANY_FILES;
-        *self.in_a_crowd.get_or_insert_with(find_out)
+    fn surroundings(&mut self) -> Surroundings {
+        *self.surroundings.get_or_insert_with(Surroundings::find_out)
     }
 }
 
@@ -112,16 +138,23 @@ pub(super) fn hand_over_alone(owners: &OwnerSource) {
         Ok(lookup) => owners.hand_over(lookup),
         Err(error) => debug!(%error, "owners are looked up in /proc"),
     }
-    memory::give_back();
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::sandbox::eventually;
+    use crate::kernel::sandbox::skip;
 
-    fn help(in_a_crowd: bool) -> Help {
-        Help { in_a_crowd: Some(in_a_crowd), ..Help::new(OwnerSource::default(), true) }
+    fn never(_: &OwnerSource) {
+        loop {
+            thread::park();
+        }
+    }
+
+    /// With an iterator that never comes.
+    fn help(crowd: bool, one_processor: bool) -> Help {
+        let surroundings = Some(Surroundings { crowd, one_processor });
+        Help { surroundings, load: never, ..Help::new(OwnerSource::default(), true) }
     }
 
     #[test]
@@ -131,27 +164,36 @@ mod tests {
     }
 
     #[test]
-    fn in_a_crowd_a_look_is_helped_at_once_and_waits() {
-        for (in_use, due) in [(true, Duration::ZERO), (false, A_LOOK_AT_NOBODY)] {
-            let mut help = help(true);
-            assert_eq!(help.is_due_after(|| in_use), Some(due));
-            help.go_on();
-            assert_eq!(help.is_due_after(|| in_use), None, "that was all");
+    fn many_processes_are_a_crowd_and_so_are_many_files() {
+        for (processes, files, crowd) in
+            [(249, 3_999, false), (250, 0, true), (0, 4_000, true), (0, 0, false)]
+        {
+            assert_eq!(is_a_crowd(processes, files), crowd, "{processes} processes, {files} files");
         }
     }
 
-    #[test]
-    fn elsewhere_a_look_reads_on_for_a_while_beside_the_loading() {
-        let mut help = help(false);
-        assert_eq!(help.is_due_after(|| true), Some(A_BETTER_LOOKUP_PAYS));
-        help.go_on();
-        assert!(!help.owners.is_awaited());
-        if OwnerLookup::may_be_loaded() {
-            assert_eq!(help.is_due_after(|| true), Some(PROC_IS_GIVEN_UP));
+    /// The steps until there are no more: when each is due, and whether looks wait after it.
+    fn steps(mut help: Help, in_use: bool) -> Vec<(Duration, bool)> {
+        let mut steps = Vec::new();
+        while let Some(due) = help.is_due_after(|| in_use) {
+            help.go_on();
+            steps.push((due, help.owners.is_awaited()));
         }
-        help.go_on();
-        assert_eq!(help.is_due_after(|| true), None, "that was all");
-        // Whether it comes or not.
-        eventually("nobody waits any more", || (!help.owners.is_awaited()).then_some(()));
+        steps
+    }
+
+    #[test]
+    fn a_look_is_helped_at_once_in_a_crowd_and_waits_where_there_is_one_processor() {
+        if !OwnerLookup::may_be_loaded() {
+            return skip("a_look_is_helped_at_once_in_a_crowd_and_waits", "loading BPF takes root");
+        }
+        for in_use in [false, true] {
+            let at_once = if in_use { Duration::ZERO } else { A_LOOK_AT_NOBODY };
+            assert_eq!(steps(help(true, true), in_use), [(at_once, true)]);
+            assert_eq!(steps(help(true, false), in_use), [(at_once, false)]);
+            let later = [(A_BETTER_LOOKUP_PAYS, false), (PROC_IS_GIVEN_UP, true)];
+            assert_eq!(steps(help(false, true), in_use), later);
+            assert_eq!(steps(help(false, false), in_use), later[..1]);
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Walking every process's descriptors takes milliseconds on a busy machine even
 //! where BPF does it, so full snapshots are taken on a thread of their own: nothing that they do
-//! delays a gate.
+//! delays the opening of a gate.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc as std_mpsc;

@@ -177,15 +177,18 @@ impl OwnerSource {
     /// Owners are looked up by this iterator from now on, by looks that are under way too.
     pub(super) fn hand_over(&self, lookup: OwnerLookup) {
         debug!("owners are looked up by BPF from now on");
+        let new = Arc::new(Mutex::new(Loaded { lookup, failed: 0 }));
         let mut loaded = locked(&self.0.loaded);
-        *loaded = Some(Arc::new(Mutex::new(Loaded { lookup, failed: 0 })));
+        let _closed_unlocked = loaded.replace(new);
         self.0.there.store(true, Ordering::Release);
         self.0.settled.notify_all();
+        drop(loaded);
     }
 
-    /// An iterator is about to be loaded.
+    /// An iterator is about to be loaded: one at a time.
     pub(super) fn expect(&self) -> Expected {
-        self.0.expected.store(true, Ordering::Release);
+        let another = self.0.expected.swap(true, Ordering::AcqRel);
+        debug_assert!(!another, "the first one to come would settle both");
         Expected(Arc::clone(&self.0))
     }
 
@@ -202,18 +205,20 @@ impl OwnerSource {
 
     /// The iterator, if need be after waiting for it.
     fn iterator(&self) -> Option<Arc<Mutex<Loaded>>> {
-        let outstanding = |loaded: &mut Option<_>| loaded.is_none() && self.is_awaited();
-        let mut loaded = locked(&self.0.loaded);
-        if outstanding(&mut loaded) {
+        if self.is_awaited() && !self.is_loaded() {
             debug!("the iterator over open files is waited for");
         }
+        let outstanding = |loaded: &mut Option<_>| loaded.is_none() && self.is_awaited();
+        let loaded = locked(&self.0.loaded);
         let waited = self.0.settled.wait_timeout_while(loaded, self.0.patience, outstanding);
         let (loaded, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        let found = loaded.clone();
         if waited.timed_out() {
-            debug!("the iterator over open files takes long to load");
             self.0.awaited.store(false, Ordering::Release);
+            drop(loaded);
+            debug!("the iterator over open files takes long to load");
         }
-        loaded.clone()
+        found
     }
 
     /// This iterator is asked no more; another one that came meanwhile is.
@@ -236,9 +241,8 @@ impl OwnerSource {
         self.0.there.load(Ordering::Acquire)
     }
 
-    /// Who owns `inodes`, by the best that there is. Waits for a better one only after
-    /// [`OwnerSource::wait_for_expected`]; but where one
-    /// comes before `/proc` is read to its end, it is not.
+    /// Who owns `inodes`, by the best that there is. `/proc` is not read to its end where an iterator comes before, or is to
+    /// be waited for ([`OwnerSource::wait_for_expected`]).
     pub(super) fn owners(
         &self,
         inodes: &BTreeSet<SocketInode>,
@@ -251,7 +255,7 @@ impl OwnerSource {
         }
         let mut failed = false;
         loop {
-            if let Some(loaded) = self.iterator().filter(|_| !failed) {
+            if !failed && let Some(loaded) = self.iterator() {
                 let pass = || {
                     #[cfg(test)]
                     self.0.passes.fetch_add(1, Ordering::Relaxed);
@@ -282,7 +286,10 @@ impl OwnerSource {
             loaded.failed
         };
         match answer {
-            Ok(ownership) => return Some(ownership),
+            Ok(ownership) => {
+                debug!("owners were looked up by BPF");
+                return Some(ownership);
+            }
             Err(error) if failed < FAILURES => debug!(%error, "owners are looked up in /proc this time"),
             Err(error) => {
                 warn!(%error, "owners are looked up in /proc from now on");

@@ -253,6 +253,7 @@ impl Observer {
             let _unneeded = sender.send(loaded);
             if without_ebpf && !owners.is_loaded() {
                 hand_over_alone(&owners);
+                memory::give_back();
             }
         });
         match loader {

@@ -1,6 +1,5 @@
 //! A whole session in this process: what no test from outside can bring about.
 
-use std::fs::File;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 
@@ -144,21 +143,6 @@ fn in_a_crowd_a_look_is_helped_at_once() {
             assert_eq!(start(TierChoice::Only(tier)).help_look_after(|| true), None);
         }
         drop(crowd);
-    });
-}
-
-/// A hundred processes with 60 files each took longer than three hundred: nothing better was loaded until 10 ms were over.
-#[test]
-fn among_many_open_files_a_look_is_helped_at_once() {
-    netns_alone("among_many_open_files_a_look_is_helped_at_once", |_| {
-        daemon::raise_descriptor_limit().unwrap();
-        let files: Vec<File> = (0..4_500).map(|_| File::open("/dev/null").unwrap()).collect();
-        let reactor = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let _entered = reactor.enter();
-        let tuning = Tuning { poll_interval: POLL, event_buffer: None, standing: false };
-        let (mut observer, _) = Observer::start(TierChoice::Auto, &[], tuning).unwrap();
-        assert_eq!(observer.help_look_after(|| true), Some(Duration::ZERO));
-        drop(files);
     });
 }
 

@@ -6,8 +6,8 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use aya::maps::MapData;
+use aya_obj::Object;
 use aya_obj::generated::bpf_insn;
-use aya_obj::{EbpfSectionKind, Object};
 
 use super::call::{self, ProgLoad, TRACE_ITER, TYPE_TRACING};
 
@@ -31,9 +31,8 @@ pub(super) fn iterator(
     object.functions.retain(|&function, _| function == key);
     object.patch_map_data([(symbol, (globals, true))].into()).map_err(io::Error::other)?;
 
-    let is_read_only = |map: &aya_obj::Map| map.section_kind() == EbpfSectionKind::Rodata;
-    let read_only = object.maps.extract_if(|_, map| is_read_only(map)).next();
-    let (_, read_only) = read_only.ok_or_else(|| missing("read-only globals"))?;
+    // Were there another such section and the program used it, it could not be relocated.
+    let read_only = object.maps.remove(".rodata").ok_or_else(|| missing("read-only globals"))?;
     let wanted = object.maps.remove(map).ok_or_else(|| missing(map))?;
     let constants = MapData::create(read_only.clone(), "globals", None).map_err(io::Error::other)?;
     let data = MapData::create(wanted.clone(), map, None).map_err(io::Error::other)?;

@@ -87,7 +87,8 @@ pub(super) const fn number(fd: RawFd) -> u32 {
 ///
 /// # Safety
 ///
-/// What the attributes point to is there.
+/// What the attributes point to is there for the call: as many instructions as they say, a licence that ends with a NUL, and
+/// room for the log where one is asked for.
 pub(super) unsafe fn load_program(attributes: &ProgLoad) -> Result<OwnedFd, Errno> {
     // SAFETY: the command makes a descriptor; the rest is the caller's promise.
     unsafe { descriptor(PROG_LOAD, attributes) }
@@ -110,7 +111,7 @@ pub(super) fn create_iterator(attributes: &IterCreate) -> Result<OwnedFd, Errno>
 ///
 /// # Safety
 ///
-/// The map's values are no longer than `value`.
+/// It is an ordinary array map (not one per CPU) whose values are no longer than `value`.
 pub(super) unsafe fn write_for_good(map: RawFd, value: &[u8]) -> Result<(), Errno> {
     let first = 0_u32;
     let update = UpdateElem {
@@ -129,7 +130,7 @@ pub(super) unsafe fn write_for_good(map: RawFd, value: &[u8]) -> Result<(), Errn
 
 /// # Safety
 ///
-/// The command makes a descriptor of what `attributes` rightly describe.
+/// The command makes a descriptor, and the pointers among `attributes` are valid for what it does with them.
 unsafe fn descriptor<T>(command: libc::c_int, attributes: &T) -> Result<OwnedFd, Errno> {
     // SAFETY: the caller's promise.
     let fd = unsafe { call(command, attributes) }?;
@@ -140,7 +141,7 @@ unsafe fn descriptor<T>(command: libc::c_int, attributes: &T) -> Result<OwnedFd,
 
 /// # Safety
 ///
-/// `attributes` rightly describe what the command does with this process's memory.
+/// The pointers among `attributes` are valid for what the command does with them.
 unsafe fn call<T>(command: libc::c_int, attributes: &T) -> Result<libc::c_long, Errno> {
     // SAFETY: the kernel reads `size_of::<T>()` bytes and takes what is missing of the union as zero; the rest
     // is the caller's promise.

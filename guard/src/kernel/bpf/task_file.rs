@@ -141,9 +141,9 @@ pub struct OwnerLookup {
 }
 
 impl OwnerLookup {
-    /// Whether the capabilities are there that loading it takes.
+    /// Whether the capabilities are there that loading it takes. Those of a user namespace do not count.
     pub fn may_be_loaded() -> bool {
-        missing_capabilities().is_empty()
+        missing_capabilities().is_empty() && procfs::in_initial_user_namespace().unwrap_or(true)
     }
 
     /// Loads this program and no other.

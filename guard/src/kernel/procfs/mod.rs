@@ -28,8 +28,8 @@ pub use process::{Ancestors, ancestors, clock_ticks_per_second, everybody, own, 
 pub use source_ports::source_ports;
 pub use start::{BootOffset, boot_offset};
 pub use view::{
-    HidePid, effective_capabilities, hidepid, in_initial_pid_namespace, may_trace_everybody, open_files,
-    processes, what_is_unseen,
+    HidePid, effective_capabilities, hidepid, in_initial_pid_namespace, in_initial_user_namespace,
+    may_trace_everybody, open_files, processes, what_is_unseen,
 };
 
 /// What can go wrong with `/proc`.

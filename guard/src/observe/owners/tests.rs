@@ -302,13 +302,16 @@ fn an_expected_iterator_is_waited_for_once_and_not_for_ever() {
 
 #[test]
 fn a_walk_through_proc_is_left_for_an_expected_iterator() {
-    let (source, _listener, inodes) = patient(FOR_EVER);
-    let better_way = || source.is_loaded() || source.is_awaited();
-    assert!(through_proc(&inodes, &mut Evidence::default(), &better_way).is_some());
-    let expected = awaited(&source);
-    assert!(through_proc(&inodes, &mut Evidence::default(), &better_way).is_none());
-    drop(expected);
-    assert!(through_proc(&inodes, &mut Evidence::default(), &better_way).is_some());
-    source.wait_for_expected();
-    assert!(!source.is_awaited(), "none is expected");
+    netns_alone("a_walk_through_proc_is_left_for_an_expected_iterator", |_| {
+        let (source, _listener, inodes) = patient(FOR_EVER);
+        let better_way = || source.is_loaded() || source.is_awaited();
+        let walked = || through_proc(&inodes, &mut Evidence::default(), &better_way).is_some();
+        assert!(walked());
+        let expected = awaited(&source);
+        assert!(!walked());
+        drop(expected);
+        assert!(walked());
+        source.wait_for_expected();
+        assert!(!source.is_awaited(), "none is expected");
+    });
 }
